@@ -1,0 +1,45 @@
+"""What the bounded readers hand on: where each tensor's bytes lie, already checked against the file.
+
+Does not: read tensor bytes, import torch, or know any architecture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor inside a weight file.
+
+    type: GGML or safetensors type name in upper case ("F32", "BF16", "Q4_1", ...). shape: torch
+    order, outermost first. offset: absolute, in bytes. Example:
+    ``TensorEntry("token_embd.weight", "Q4_1", (49152, 576), Path("m.gguf"), 1767616, 17694720)``.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model on disk, headers read and checked, no weights read.
+
+    path: the GGUF file or the folder. files: the weight files, sorted. metadata: GGUF key-values
+    (empty for safetensors). config: `config.json` (empty for GGUF). Names of tensors are as in the
+    file.
+    """
+
+    path: Path
+    format: Literal["gguf", "safetensors"]
+    files: tuple[Path, ...]
+    metadata: Mapping[str, Any]
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]

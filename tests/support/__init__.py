@@ -1,0 +1,1 @@
+"""Things tests build: tiny models, servers, guards."""
