@@ -38,8 +38,8 @@ def command(
             "damaged": damaged})
         return
     print_table(["NAME", "SIZE", "WEIGHTS", "LICENCE", "SOURCE"],
-                [[model.name, format_bytes(model.num_bytes), model.weights_sha256[:12], model.licence or "unknown",
-                  model.source] for model in models])
+                [[model.name, format_bytes(model.num_bytes), model.weights_sha256[:12],
+                  model.licence or "unknown", model.source] for model in models])
     for part in unfinished:
         total = f" of {format_bytes(part.total_bytes)}" if part.total_bytes is not None else ""
         print_note(f"unfinished: {part.name}, {format_bytes(part.done_bytes)}{total} are here; "

@@ -51,8 +51,8 @@ class _Lines:
         if progress.phase == "download":
             self.fetched[progress.path] = progress.done_bytes - progress.resumed_bytes
         key = (progress.path, progress.phase)
-        is_small = (progress.total_bytes or 0) < _WORTH_A_LINE_BYTES and progress.phase in {"verify", "unpack"}
-        if key in self.told or is_small:
+        is_small = (progress.total_bytes or 0) < _WORTH_A_LINE_BYTES
+        if key in self.told or (is_small and progress.phase in {"verify", "unpack"}):
             return
         self.told.add(key)
         size = format_bytes(progress.total_bytes) if progress.total_bytes is not None else "size unknown"
@@ -94,8 +94,8 @@ class _Live:
                 self.bars.remove_task(task)
             resumed = f"{format_bytes(progress.resumed_bytes)} resumed" if progress.resumed_bytes else ""
             # What was there before is no part of the rate, so the task starts with it.
-            task = self.bars.add_task(f"{_PHASES[progress.phase]} {progress.path}", total=progress.total_bytes,
-                                      completed=progress.resumed_bytes, resumed=resumed)
+            task = self.bars.add_task(f"{_PHASES[progress.phase]} {progress.path}", resumed=resumed,
+                                      total=progress.total_bytes, completed=progress.resumed_bytes)
             self.tasks[progress.path] = (progress.phase, task)
         self.bars.update(task, completed=progress.done_bytes, total=progress.total_bytes)
         if progress.phase != "download" and progress.done_bytes == progress.total_bytes:

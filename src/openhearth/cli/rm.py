@@ -36,8 +36,9 @@ def command(
     parts = [f"`{name}`" for name in dict.fromkeys(chosen)] + (["unfinished pulls"] if partials else [])
     if not dry_run:
         if not confirm(f"remove {', '.join(parts)} ({format_bytes(freed)})?", is_yes=yes):
+            flags = ["--partials", "--yes"] if partials else ["--yes"]
             raise UsageError("nothing was removed", why="the question was not answered with yes",
-                             hint=f"hearth rm {' '.join([*chosen, *(['--partials'] if partials else [])])} --yes")
+                             hint=f"hearth rm {' '.join([*chosen, *flags])}")
         freed = store.remove(chosen).num_bytes + (remove_leftovers(store) if partials else 0)
     if json:
         print_json({"names": list(dict.fromkeys(chosen)), "partials": partials, "freed_bytes": freed,
