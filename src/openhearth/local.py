@@ -37,7 +37,10 @@ Prompt = str | Sequence[int]
 
 @dataclass(frozen=True)
 class Timings:
-    """Where an answer's time went, in seconds. first_token_s counts from submission."""
+    """Where an answer's time went, in seconds.
+
+    load_s: reading the model, fetching not included. first_token_s counts from submission.
+    """
 
     load_s: float
     first_token_s: float
@@ -107,10 +110,9 @@ def load(
     Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
     UsageError.
     """
-    started = time.perf_counter()
     config = config or Config.from_env()
     stored = hub.pull(ref or hub.DEFAULT_MODEL, config, on_progress)
-    fetched = time.perf_counter()
+    started = time.perf_counter()
     checkpoint = formats.open_checkpoint(stored.path)
     spec = read_spec(checkpoint)
     if context_length is not None:
@@ -121,8 +123,8 @@ def load(
     chosen = choose_dtype(dtype)
     model = load_model(checkpoint, spec, dtype=_DTYPES[chosen], on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256, settings=EngineSettings())
-    load_s = time.perf_counter() - fetched if fetched - started > 1 else time.perf_counter() - started
-    return LocalModel(stored, checkpoint, spec, tokenizer, template, engine, chosen, load_s)
+    return LocalModel(stored, checkpoint, spec, tokenizer, template, engine, chosen,
+                      load_s=time.perf_counter() - started)
 
 
 def choose_dtype(dtype: str) -> str:
