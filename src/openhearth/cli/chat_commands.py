@@ -190,7 +190,7 @@ COMMANDS = {
     "/show": Command("", "the model, the settings and the conversation", _show),
     "/save": Command("FILE", "write the conversation to a file", _save),
     "/load": Command("FILE", "go on with a saved conversation", _load),
-    "/retry": Command("", "ask the last question again", _retry),
+    "/retry": Command("", "ask the last question again; a seed that was set goes up by one", _retry),
     "/undo": Command("", "take the last question and its answer back", _undo),
     "/clear": Command("", "forget the conversation", _clear),
     "/exit": Command("", "leave (also Ctrl-D)", _exit),

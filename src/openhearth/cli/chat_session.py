@@ -130,7 +130,8 @@ def _read_record(path: Path) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadFile(f"`{path}` is no saved chat", why=f"not JSON: {error}", hint="/save FILE writes one") from None
+        raise BadFile(f"`{path}` is no saved chat", why=f"not JSON: {error}",
+                      hint="/save FILE writes one") from None
 
 
 def _is_chat(path: Path) -> bool:

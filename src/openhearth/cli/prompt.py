@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import sys
 import threading
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from openhearth.cli.output import print_note
 from openhearth.errors import UsageError
@@ -34,19 +35,13 @@ def _exists(text: str) -> bool:
         return False
 
 
-def is_piped(stream: object) -> bool:
+def is_piped(stream: TextIO) -> bool:
     """Return whether stdin is a file, pipe or socket that may carry text (no terminal, no /dev/null)."""
     try:
-        mode = _status(stream)
+        mode = os.fstat(stream.fileno()).st_mode
     except (OSError, ValueError, AttributeError):
         return False
     return stat.S_ISREG(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-
-
-def _status(stream) -> int:
-    import os
-
-    return os.fstat(stream.fileno()).st_mode
 
 
 def read_piped(stream: BinaryIO) -> str:
@@ -64,7 +59,8 @@ def read_piped(stream: BinaryIO) -> str:
         note.cancel()
     if len(content) > MAX_STDIN_BYTES:
         raise UsageError(f"the prompt on stdin is larger than {format_bytes(MAX_STDIN_BYTES)}",
-                         why="no model reads that much at once", hint="head -c 100000 FILE | hearth run MODEL")
+                         why="no model reads that much at once",
+                         hint="head -c 100000 FILE | hearth run MODEL")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:

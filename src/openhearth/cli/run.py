@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from openhearth.local import LocalModel
 
 _ANSWER_TOKENS = 1024
+_CHAT_TOKENS = 4096
 
 
 def command(
@@ -32,7 +33,7 @@ def command(
     top_p: float = typer.Option(None, "--top-p", help="Keep the likeliest tokens up to this probability."),
     min_p: float = typer.Option(None, "--min-p", help="Drop tokens below this share of the likeliest."),
     repetition_penalty: float = typer.Option(None, "--repetition-penalty", help="Above 1: repeat less."),
-    presence_penalty: float = typer.Option(None, "--presence-penalty", help="Taken from tokens already used."),
+    presence_penalty: float = typer.Option(None, "--presence-penalty", help="Taken from tokens used."),
     frequency_penalty: float = typer.Option(None, "--frequency-penalty", help="Taken once per occurrence."),
     stop: list[str] = typer.Option(None, "--stop", help="Text that ends the answer; may be repeated."),
     seed: int = typer.Option(None, "--seed", help="Same prompt, settings and seed: same answer."),
@@ -56,7 +57,8 @@ def command(
         raise UsageError("--raw and --system exclude each other", why="a raw prompt has no roles",
                          hint="put the text into the prompt")
     if top_logprobs < 0:
-        raise UsageError(f"--top-logprobs is {top_logprobs}", why="expected 0 or more", hint="--top-logprobs 5")
+        raise UsageError(f"--top-logprobs is {top_logprobs}", why="expected 0 or more",
+                         hint="--top-logprobs 5")
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
              "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
              "frequency_penalty": frequency_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
@@ -100,10 +102,15 @@ class _Run:
         return load_stored(stored, self.ref, config, self.settings)
 
     def chat(self, system: str | None) -> None:
+        if not sys.stdout.isatty():
+            raise UsageError("there is no prompt", why="a chat needs stdout to be a terminal too",
+                             hint='hearth run smollm2 "What is the capital of France?" > answer.txt')
         from openhearth.cli.chat_terminal import run_chat
+        from openhearth.config import Config
 
-        model = self.load(self.settings.context_length or 4096, is_printing=True)
-        run_chat(model, system=system, settings=self.sampling, is_quiet=self.is_quiet)
+        model = self.load(_CHAT_TOKENS, is_printing=True)
+        run_chat(model, home=Config.from_env().home, system=system, settings=self.sampling,
+                 is_quiet=self.is_quiet)
 
     def answer(self, prompt: str, system: str | None, *, is_raw: bool, is_json: bool,
                has_logprobs: bool) -> None:
