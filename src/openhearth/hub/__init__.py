@@ -1,0 +1,28 @@
+"""Models on disk and where they come from: references, store, catalogue, sources, transfer."""
+
+from openhearth.hub.catalogue import DEFAULT_MODEL, CatalogueEntry, load_catalogue
+from openhearth.hub.leftovers import Leftover, leftovers
+from openhearth.hub.pull import find, list_sources, pull
+from openhearth.hub.records import Listing, OnProgress, Progress, Ref, RemoteFile, StoredModel
+from openhearth.hub.refs import format_ref, parse_ref
+from openhearth.hub.store import Store
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "CatalogueEntry",
+    "Leftover",
+    "Listing",
+    "OnProgress",
+    "Progress",
+    "Ref",
+    "RemoteFile",
+    "Store",
+    "StoredModel",
+    "find",
+    "format_ref",
+    "leftovers",
+    "list_sources",
+    "load_catalogue",
+    "parse_ref",
+    "pull",
+]
