@@ -110,11 +110,11 @@ def read_session(path: Path) -> ChatSession:
     expect(isinstance(record.get("settings"), dict), "`settings` must be a table")
     turns = record.get("turns")
     expect(isinstance(turns, list) and len(turns) % 2 == 0, "`turns` must be pairs of question and answer")
-    for number, turn in enumerate(turns):
-        role = ("user", "assistant")[number % 2]
-        expect(isinstance(turn, dict) and turn.get("role") == role, f"turn {number + 1} must be of role {role}")
-        expect(isinstance(turn.get("content"), str), f"turn {number + 1} has no text")
-        expect(isinstance(turn.get("is_partial", False), bool), f"turn {number + 1}: `is_partial` must be a flag")
+    for number, turn in enumerate(turns, 1):
+        role = ("assistant", "user")[number % 2]
+        expect(isinstance(turn, dict) and turn.get("role") == role, f"turn {number} must be of role {role}")
+        expect(isinstance(turn.get("content"), str), f"turn {number} has no text")
+        expect(isinstance(turn.get("is_partial", False), bool), f"turn {number}: `is_partial` must be a flag")
     return ChatSession(record["model"], record["weights"], record["system"], dict(record["settings"]),
                        [Turn(turn["role"], turn["content"], turn.get("is_partial", False)) for turn in turns])
 
