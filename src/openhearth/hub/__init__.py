@@ -2,7 +2,7 @@
 
 from openhearth.hub.catalogue import DEFAULT_MODEL, CatalogueEntry, load_catalogue
 from openhearth.hub.leftovers import Leftover, leftovers
-from openhearth.hub.pull import find, list_sources, pull
+from openhearth.hub.pull import bytes_on_disk, find, list_sources, pull
 from openhearth.hub.records import Listing, OnProgress, Progress, Ref, RemoteFile, StoredModel
 from openhearth.hub.refs import format_ref, parse_ref
 from openhearth.hub.store import Store
@@ -18,6 +18,7 @@ __all__ = [
     "RemoteFile",
     "Store",
     "StoredModel",
+    "bytes_on_disk",
     "find",
     "format_ref",
     "leftovers",

@@ -18,7 +18,6 @@ from openhearth.config import Config
 from openhearth.errors import (
     BadFile,
     HashMismatch,
-    ModelNotFound,
     NotEnoughDisk,
     Offline,
     UsageError,
@@ -34,7 +33,6 @@ from openhearth.hub.refs import format_ref, parse_ref, unknown_name
 from openhearth.hub.sourcing import OnNote, first_that_works, list_from, sources_of, tell
 from openhearth.hub.store import Store
 from openhearth.units import format_bytes
-
 
 
 def find(text: str, config: Config, *, on_progress: OnProgress | None = None) -> StoredModel | None:
@@ -102,7 +100,8 @@ def list_sources(text: str, config: Config, *, on_note: OnNote | None = None) ->
     entry = _known_entry(ref, config)
     sources = sources_of(ref, entry)
     _refuse_offline(text, format_ref(ref), sources, config)
-    return first_that_works(sources, lambda source, is_last: list_from(source, entry, config, is_last), on_note)
+    return first_that_works(
+        sources, lambda source, is_last: list_from(source, entry, config, is_last), on_note)
 
 
 def bytes_on_disk(listing: Listing, config: Config) -> int:
@@ -117,6 +116,11 @@ def bytes_on_disk(listing: Listing, config: Config) -> int:
 def _pull_alone(store: Store, name: str, sources: list[Ref], entry: CatalogueEntry | None, config: Config,
                 on_progress: OnProgress | None, num_connections: int, on_note: OnNote | None) -> StoredModel:
     """Pull while no other process pulls the same name; if one does, wait and take its result."""
+
+    def attempt(source: Ref, is_last: bool) -> StoredModel:
+        listing = list_from(source, entry, config, is_last)
+        return _pull_from(store, name, listing, entry, config, on_progress, num_connections)
+
     claim = store.partial / f"{file_stem(name)}.pull"
     while True:
         with locked(claim, does_wait=False) as is_mine:
@@ -124,10 +128,7 @@ def _pull_alone(store: Store, name: str, sources: list[Ref], entry: CatalogueEnt
                 try:
                     if found := _find_sound(store, name):
                         return found
-                    return first_that_works(
-                        sources, lambda source, is_last: _pull_from(
-                            store, name, list_from(source, entry, config, is_last), entry, config, on_progress,
-                            num_connections), on_note)
+                    return first_that_works(sources, attempt, on_note)
                 finally:
                     claim.unlink(missing_ok=True)
         if on_progress:
@@ -222,9 +223,9 @@ def _check_space(store: Store, listing: Listing, config: Config) -> None:
     missing = sum(remote.size or 0 for remote in listing.files) - bytes_on_disk(listing, config)
     free = shutil.disk_usage(store.partial).free
     if missing > free:
-        raise NotEnoughDisk(
-            f"{format_bytes(missing)} are to be fetched, the disk of `{store.home}` has {format_bytes(free)} free",
-            why="nothing was started", hint="hearth rm NAME, or HEARTH_HOME=/larger/disk")
+        raise NotEnoughDisk(f"{format_bytes(missing)} are to be fetched, {format_bytes(free)} are free",
+                            why=f"on the disk of `{store.home}`; nothing was started",
+                            hint="hearth rm NAME, or HEARTH_HOME=/larger/disk")
 
 
 def _with_suffix(store: Store, files: dict[str, StoredFile]) -> dict[str, StoredFile]:

@@ -1,0 +1,10 @@
+"""Decoders: one file per architecture, and how weights get into them.
+
+Every model has ``forward(token_ids_T, positions_T, attn) -> hidden_TD``, ``logits(hidden_RD)``,
+``spec``, ``dtype`` and ``device``.
+"""
+
+from openhearth.models.loading import load_model
+from openhearth.models.registry import ARCHITECTURES, Architecture, find_architecture
+
+__all__ = ["ARCHITECTURES", "Architecture", "find_architecture", "load_model"]

@@ -1,0 +1,9 @@
+"""What a model is, from its `config.json` or GGUF metadata, and the arithmetic that follows from it.
+
+Does not: import torch, read weights, or know how a forward pass is written.
+"""
+
+from openhearth.spec.reading import read_spec
+from openhearth.spec.records import ModelSpec, RopeSpec
+
+__all__ = ["ModelSpec", "RopeSpec", "read_spec"]

@@ -1,0 +1,152 @@
+"""ModelSpec from a Hugging Face `config.json`.
+
+Both layouts of the rotary settings are read: `rope_theta` with `rope_scaling` (older files) and
+`rope_parameters`. Defaults and precedence follow transformers 5.23 (`LlamaConfig`,
+`modeling_rope_utils`). A key is either read, required to have the one value we compute, known to be
+harmless, or refused by name.
+"""
+
+from __future__ import annotations
+
+from openhearth.errors import BadFile, Unsupported
+from openhearth.formats.records import Checkpoint
+from openhearth.spec.fields import Fields
+from openhearth.spec.records import ModelSpec, RopeSpec
+
+MODEL_TYPES = ("llama",)
+
+_READ = {
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings",
+    "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias",
+    "tie_word_embeddings", "dtype", "torch_dtype",
+}
+_REQUIRED = {
+    "hidden_act": ("silu", "swish"),
+    "pretraining_tp": (1,),
+    "partial_rotary_factor": (1,),
+    "rope_interleaved": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "tie_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+    "pruned_heads": ({},),
+    "use_sliding_window": (False,),
+}
+# Names, ids, training and generation settings: none of them changes the forward pass.
+_HARMLESS = {
+    "_name_or_path", "name_or_path", "architectures", "transformers_version", "transformers.js_config",
+    "transformers_weights", "unsloth_version", "unsloth_fixed", "is_llama_config", "is_decoder",
+    "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
+    "tokenizer_class", "prefix", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
+    "resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing", "neftune_noise_alpha",
+    "max_sequence_length", "model_max_length", "max_length", "min_length", "do_sample", "temperature", "top_k",
+    "top_p", "typical_p", "min_p", "repetition_penalty", "num_beams", "num_beam_groups", "diversity_penalty",
+    "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
+    "num_return_sequences", "early_stopping", "forced_bos_token_id", "forced_eos_token_id",
+    "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+    "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate",
+    "use_return_dict", "torchscript", "use_bfloat16", "tf_legacy_loss", "problem_type", "finetuning_task",
+    "task_specific_params", "id2label", "label2id", "num_labels",
+}
+_ROPE_KEYS = {
+    "type", "rope_type", "rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor",
+    "high_freq_factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate",
+    "partial_rotary_factor",
+}
+_ROPE_TYPES = ("default", "linear", "dynamic", "llama3", "yarn")
+_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16"}
+_TENSOR_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def spec_from_config(checkpoint: Checkpoint) -> ModelSpec:
+    """Return the shape that `config.json` describes. Raises: Unsupported, BadFile."""
+    config = Fields(f"`config.json` of `{checkpoint.path.name}`", checkpoint.config)
+    model_type = config.text("model_type")
+    if model_type not in MODEL_TYPES:
+        raise Unsupported(f"`{checkpoint.path.name}` is a `{model_type}` model",
+                          why=f"this version runs: {', '.join(MODEL_TYPES)}",
+                          hint="hearth run smollm2")
+    if config.has("quantization_config"):
+        method = config.mapping("quantization_config").text("quant_method", "unnamed")
+        raise Unsupported(f"`{checkpoint.path.name}` is quantised with `{method}`",
+                          why="safetensors weights are read as F32, F16 or BF16",
+                          hint="take the unquantised model, or a GGUF version of it")
+    config.require(_REQUIRED)
+    config.refuse_unknown(_READ | _REQUIRED.keys() | _HARMLESS)
+    hidden_size = config.integer("hidden_size", 1, 1 << 20)
+    num_heads = config.integer("num_attention_heads", 1, 1 << 14)
+    if not config.has("head_dim") and hidden_size % num_heads:
+        raise BadFile(f"{config.source}: `hidden_size` {hidden_size} is no multiple of the {num_heads} heads",
+                      why="without `head_dim` the heads share the hidden size evenly",
+                      hint="fetch the model again with `hearth pull`")
+    max_position = config.integer("max_position_embeddings", 1, 1 << 28, 2048)
+    rope = _read_rope(config, max_position)
+    if rope.type == "dynamic":
+        max_position = int(max_position * max(rope.factor, 1.0))
+    return ModelSpec(
+        model_type=model_type,
+        vocab_size=config.integer("vocab_size", 1, 1 << 24),
+        hidden_size=hidden_size,
+        num_layers=config.integer("num_hidden_layers", 1, 1 << 12),
+        num_heads=num_heads,
+        num_kv_heads=config.integer("num_key_value_heads", 1, 1 << 14, num_heads),
+        head_dim=config.integer("head_dim", 1, 1 << 14, hidden_size // num_heads),
+        intermediate_size=config.integer("intermediate_size", 1, 1 << 22),
+        max_position=max_position,
+        rms_norm_eps=config.number("rms_norm_eps", 0.0, 1.0, 1e-6),
+        rope=rope,
+        is_tied=config.flag("tie_word_embeddings", False),
+        has_attention_bias=config.flag("attention_bias", False),
+        has_mlp_bias=config.flag("mlp_bias", False),
+        dtype=_read_dtype(config, checkpoint))
+
+
+def _read_rope(config: Fields, max_position: int) -> RopeSpec:
+    rope = config.mapping("rope_scaling" if config.has("rope_scaling") else "rope_parameters")
+    kind = rope.text("rope_type", rope.text("type", "default"))
+    if kind not in _ROPE_TYPES:
+        raise Unsupported(f"{config.source} wants rope scaling `{kind}`",
+                          why=f"this version computes: {', '.join(_ROPE_TYPES)}", hint="hearth run smollm2")
+    rope.require({"partial_rotary_factor": (1,)})
+    rope.refuse_unknown(_ROPE_KEYS)
+    theta = rope if rope.has("rope_theta") else config
+    settings: dict = {"type": kind, "theta": theta.number("rope_theta", 1.0001, 1e30, 10000.0),
+                      "original_max_position": max_position}
+    if kind in ("llama3", "yarn"):
+        original = config if config.has("original_max_position_embeddings") else rope
+        settings["original_max_position"] = original.integer(
+            "original_max_position_embeddings", 1, 1 << 28, max_position)
+    if kind == "yarn":
+        settings |= _read_yarn(rope, max_position / settings["original_max_position"])
+    elif kind != "default":
+        settings["factor"] = rope.number("factor", 1e-6, 1e6)
+    if kind == "llama3":
+        low, high = rope.number("low_freq_factor", 1e-6, 1e6), rope.number("high_freq_factor", 1e-6, 1e6)
+        if low >= high:
+            raise BadFile(f"{rope.source}: `low_freq_factor` {low:g} is not below `high_freq_factor` {high:g}",
+                          why="frequencies between the two are interpolated",
+                          hint="fetch the model again with `hearth pull`")
+        settings |= {"low_freq_factor": low, "high_freq_factor": high}
+    return RopeSpec(**settings)
+
+
+def _read_yarn(rope: Fields, context_ratio: float) -> dict:
+    """A zero counts as absent for the betas and both mscales, as in transformers 5.23."""
+    settings: dict = {"factor": rope.number("factor", 1e-6, 1e6, context_ratio),
+                      "beta_fast": rope.number("beta_fast", 0.0, 1e6, 32.0) or 32.0,
+                      "beta_slow": rope.number("beta_slow", 0.0, 1e6, 1.0) or 1.0,
+                      "truncate": rope.flag("truncate", True)}
+    for key in ("attention_factor", "mscale", "mscale_all_dim"):
+        if rope.has(key):
+            settings[key] = rope.number(key, 0.0, 1e6)
+    return settings
+
+
+def _read_dtype(config: Fields, checkpoint: Checkpoint) -> str:
+    key = "dtype" if config.has("dtype") else "torch_dtype"
+    if config.has(key):
+        name = config.text(key).removeprefix("torch.")
+        return _DTYPES.get(name, name)
+    largest = max(checkpoint.tensors.values(), key=lambda entry: entry.num_bytes, default=None)
+    return _TENSOR_DTYPES.get(largest.type, largest.type.lower()) if largest else "float32"

@@ -1,0 +1,145 @@
+"""ModelSpec from GGUF metadata.
+
+Keys: GGUF specification, section "LLM", as written by gguf-py 0.19 (`gguf/constants.py`). Whatever
+metadata leaves to the tensors (vocabulary, tying, biases, rotary factors) is read from their names
+and shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from openhearth.errors import BadFile, Unsupported
+from openhearth.formats.records import Checkpoint
+from openhearth.spec.fields import Fields
+from openhearth.spec.records import ModelSpec, RopeSpec
+
+ARCHITECTURES = ("llama",)
+
+_READ = {
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
+    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
+    "attention.key_length", "attention.value_length", "rope.dimension_count", "rope.freq_base",
+    "rope.scaling.type", "rope.scaling.factor", "rope.scaling.original_context_length", "rope.scale_linear",
+    "rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor", "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+}
+_REQUIRED = {
+    "attention.causal": (True,), "expert_count": (0,), "expert_used_count": (0,), "logit_scale": (1,),
+    "embedding_scale": (1,), "residual_scale": (1,), "use_parallel_residual": (False,),
+    "rope.scaling.yarn_ext_factor": (1,), "rope.scaling.yarn_log_multiplier": (0,),
+}
+_HARMLESS = {"rope.scaling.finetuned", "tensor_data_layout"}
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def spec_from_gguf(checkpoint: Checkpoint) -> ModelSpec:
+    """Return the shape that the GGUF header describes. Raises: Unsupported, BadFile."""
+    name = checkpoint.path.name
+    header = Fields(f"`{name}`", checkpoint.metadata)
+    header.require({"general.type": ("model",)})
+    architecture = header.text("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise Unsupported(f"`{name}` is a `{architecture}` model",
+                          why=f"this version runs: {', '.join(ARCHITECTURES)}", hint="hearth run smollm2")
+    prefix = architecture + "."
+    model = Fields(f"`{name}` under `{prefix}`", {
+        key.removeprefix(prefix): value for key, value in checkpoint.metadata.items() if key.startswith(prefix)})
+    model.require(_REQUIRED)
+    model.refuse_unknown(_READ | _REQUIRED.keys() | _HARMLESS)
+    hidden_size = model.integer("embedding_length", 1, 1 << 20)
+    num_heads = _head_count(model, "attention.head_count", None)
+    context = model.integer("context_length", 1, 1 << 28)
+    tensors = checkpoint.tensors
+    return ModelSpec(
+        model_type=architecture,
+        vocab_size=_vocab_size(checkpoint),
+        hidden_size=hidden_size,
+        num_layers=model.integer("block_count", 1, 1 << 12),
+        num_heads=num_heads,
+        num_kv_heads=_head_count(model, "attention.head_count_kv", num_heads),
+        head_dim=_head_dim(model, hidden_size, num_heads),
+        intermediate_size=model.integer("feed_forward_length", 1, 1 << 22),
+        max_position=context,
+        rms_norm_eps=model.number("attention.layer_norm_rms_epsilon", 0.0, 1.0),
+        rope=_read_rope(model, context, has_factors="rope_freqs.weight" in tensors),
+        is_tied="output.weight" not in tensors,
+        has_attention_bias=any(".attn_" in tensor and tensor.endswith(".bias") for tensor in tensors),
+        has_mlp_bias=any(".ffn_" in tensor and tensor.endswith(".bias") for tensor in tensors),
+        dtype=_main_type(checkpoint))
+
+
+def _vocab_size(checkpoint: Checkpoint) -> int:
+    entry = checkpoint.tensors.get("token_embd.weight")
+    if entry is None or len(entry.shape) != 2:
+        shape = "absent" if entry is None else f"of shape {list(entry.shape)}"
+        raise BadFile(f"`{checkpoint.path.name}`: tensor `token_embd.weight` is {shape}",
+                      why="it holds one row per token of the vocabulary",
+                      hint="fetch the model again with `hearth pull`")
+    return entry.shape[0]
+
+
+def _head_count(model: Fields, key: str, default: int | None) -> int:
+    """Some files list one count per layer; equal counts are one count."""
+    counts = model.values.get(key)
+    if isinstance(counts, list | tuple) and counts and all(count == counts[0] for count in counts):
+        return Fields(model.source, {key: counts[0]}).integer(key, 1, 1 << 14)
+    if isinstance(counts, list | tuple):
+        raise Unsupported(f"{model.source}: `{key}` differs from layer to layer",
+                          why="this version runs layers of one shape", hint="hearth run smollm2")
+    return model.integer(key, 1, 1 << 14, default)
+
+
+def _head_dim(model: Fields, hidden_size: int, num_heads: int) -> int:
+    if not model.has("attention.key_length") and hidden_size % num_heads:
+        raise BadFile(f"{model.source}: `embedding_length` {hidden_size} is no multiple of {num_heads} heads",
+                      why="without `attention.key_length` the heads share it evenly",
+                      hint="fetch the model again with `hearth pull`")
+    head_dim = model.integer("attention.key_length", 1, 1 << 14, hidden_size // num_heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if model.integer(key, 1, 1 << 14, head_dim) != head_dim:
+            raise Unsupported(f"{model.source}: `{key}` is {model.values[key]}, the head size {head_dim}",
+                              why="this version needs them equal", hint="hearth run smollm2")
+    return head_dim
+
+
+def _read_rope(model: Fields, context: int, *, has_factors: bool) -> RopeSpec:
+    theta = model.number("rope.freq_base", 1.0001, 1e30, 10000.0)
+    factor_key = "rope.scaling.factor" if model.has("rope.scaling.factor") else "rope.scale_linear"
+    kind = model.text("rope.scaling.type", "linear" if model.has(factor_key) else "none")
+    factor = model.number(factor_key, 0.0, 1e6, 1.0) or 1.0
+    if kind not in ("none", "linear", "yarn") or (has_factors and kind != "none" and factor != 1.0):
+        also = " together with `rope_freqs.weight`" if has_factors else ""
+        raise Unsupported(f"{model.source} wants rope scaling `{kind}`{also}",
+                          why="this version computes: none, linear, yarn, or `rope_freqs.weight`",
+                          hint="hearth run smollm2")
+    if has_factors:
+        return RopeSpec("factors", theta, original_max_position=context)
+    if kind == "none":
+        return RopeSpec("default", theta, original_max_position=context)
+    if kind == "linear":
+        return RopeSpec("linear", theta, factor, context)
+    return RopeSpec("yarn", theta, factor,
+                    model.integer("rope.scaling.original_context_length", 1, 1 << 28, context),
+                    beta_fast=model.number("rope.scaling.yarn_beta_fast", 0.0, 1e6, 32.0) or 32.0,
+                    beta_slow=model.number("rope.scaling.yarn_beta_slow", 0.0, 1e6, 1.0) or 1.0,
+                    attention_factor=_yarn_attention_factor(model, factor))
+
+
+def _yarn_attention_factor(model: Fields, factor: float) -> float | None:
+    """GGUF stores a multiplier of yarn's own factor (ggml `rope_yarn`), transformers the product."""
+    keys = ("rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor")
+    key = next((key for key in keys if model.has(key)), None)
+    if key is None:
+        return None
+    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return model.number(key, 0.0, 1e6) * own
+
+
+def _main_type(checkpoint: Checkpoint) -> str:
+    num_bytes: Counter[str] = Counter()
+    for entry in checkpoint.tensors.values():
+        num_bytes[entry.type] += entry.num_bytes
+    name = num_bytes.most_common(1)[0][0]
+    return _DTYPES.get(name, name.lower())

@@ -1,0 +1,31 @@
+"""`read_spec`: the one way from a checkpoint's header to a ModelSpec."""
+
+from __future__ import annotations
+
+from openhearth.errors import BadFile, Unsupported
+from openhearth.formats.records import Checkpoint
+from openhearth.spec.from_config import spec_from_config
+from openhearth.spec.from_gguf import spec_from_gguf
+from openhearth.spec.records import ModelSpec
+
+
+def read_spec(checkpoint: Checkpoint) -> ModelSpec:
+    """Return the model's shape, every value in range and consistent with the others.
+
+    Raises: Unsupported for another architecture, activation, scaling, or a key that we do not know
+    and that could change the computation, each by name; BadFile for values that are absent,
+    malformed, out of range or contradict each other.
+    """
+    spec = spec_from_gguf(checkpoint) if checkpoint.format == "gguf" else spec_from_config(checkpoint)
+    if spec.num_heads % spec.num_kv_heads:
+        raise BadFile(f"`{checkpoint.path.name}` has {spec.num_heads} heads and {spec.num_kv_heads} kv heads",
+                      why="the kv heads must divide the heads evenly",
+                      hint="fetch the model again with `hearth pull`")
+    if spec.head_dim % 2:
+        raise BadFile(f"`{checkpoint.path.name}` has a head size of {spec.head_dim}",
+                      why="rotary embeddings turn pairs of numbers, so it must be even",
+                      hint="fetch the model again with `hearth pull`")
+    if spec.rope.type == "dynamic" and spec.head_dim == 2:
+        raise Unsupported("dynamic rope scaling with a head size of 2",
+                          why="its exponent is d / (d - 2)", hint="use a model with larger heads")
+    return spec
