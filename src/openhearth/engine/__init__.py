@@ -1,0 +1,27 @@
+"""Token ids in, token ids out: continuous batching, paged cache, sampling."""
+
+from openhearth.engine.engine import Engine
+from openhearth.engine.records import (
+    Completion,
+    EngineStats,
+    FinishReason,
+    Request,
+    RequestTimings,
+    Sampling,
+    TokenEvent,
+    TokenMask,
+)
+from openhearth.engine.settings import EngineSettings
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineSettings",
+    "EngineStats",
+    "FinishReason",
+    "Request",
+    "RequestTimings",
+    "Sampling",
+    "TokenEvent",
+    "TokenMask",
+]

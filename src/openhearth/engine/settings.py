@@ -1,0 +1,37 @@
+"""Settings of an engine, checked when built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openhearth.errors import UsageError
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine may use; None is derived and can be read back from the engine.
+
+    context_length: tokens of prompt and completion together; None: the model's own.
+    cache_bytes: memory for keys and values; None: from the memory that is free now and the context.
+    page_size: tokens per page of the cache. max_batch_tokens: tokens of one step; a longer prompt is
+    prefilled in chunks. max_num_sequences: completions that advance together (at most
+    max_batch_tokens do). max_queued: completions that may wait; more are refused.
+    has_prefix_cache: keep the pages of finished work and share those with equal content.
+    Example: ``EngineSettings(context_length=4096, max_num_sequences=8)``.
+    """
+
+    context_length: int | None = None
+    cache_bytes: int | None = None
+    page_size: int = 16
+    max_batch_tokens: int = 512
+    max_num_sequences: int = 256
+    max_queued: int = 1024
+    has_prefix_cache: bool = True
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("context_length", 2), ("cache_bytes", 1), ("page_size", 1),
+                             ("max_batch_tokens", 1), ("max_num_sequences", 1), ("max_queued", 1)):
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise UsageError(f"{name} is `{value}`", why=f"expected {lowest} or more",
+                                 hint=f"EngineSettings({name}={lowest})")
