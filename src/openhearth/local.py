@@ -74,7 +74,8 @@ class Answer:
 class Piece:
     """What one step added. text may be empty (half a character, the start of a stop string).
 
-    answer is set on the last piece.
+    token_id None: the step drew no token (a long prompt is read in parts), so that a caller can stop
+    between any two steps. answer is set on the last piece.
     """
 
     text: str
@@ -243,15 +244,18 @@ class LocalModel:
             self._inboxes[request_id] = deque()
         return _Stream(self, request_id, request, (stop,) if isinstance(stop, str) else tuple(stop))
 
-    def _next_event(self, request_id: int) -> TokenEvent:
-        while True:
-            with self._lock:
-                inbox = self._inboxes[request_id]
-                if inbox:
-                    return inbox.popleft()
+    def _next_event(self, request_id: int) -> TokenEvent | None:
+        """Return a request's next event; None when a step brought it none. Raises: the event's error."""
+        with self._lock:
+            inbox = self._inboxes[request_id]
+            if not inbox:
                 for event in self.engine.step():
                     if event.request_id in self._inboxes:
                         self._inboxes[event.request_id].append(event)
+            event = inbox.popleft() if inbox else None
+        if event is not None and event.error is not None:
+            raise event.error
+        return event
 
     def _finish(self, request_id: int, index: int) -> None:
         with self._lock:
@@ -307,6 +311,9 @@ class _Stream:
         try:
             while any(row.finish_reason is None for row in self.rows):
                 event = self.model._next_event(self.request_id)
+                if event is None:
+                    yield Piece("", None, None)
+                    continue
                 row = self.rows[event.index]
                 if row.finish_reason is not None:
                     continue

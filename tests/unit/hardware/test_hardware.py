@@ -72,7 +72,8 @@ def test_memory_without_a_container_is_that_of_the_machine(machine):
 
 def test_memory_is_cut_to_the_tightest_group_above_this_process(machine):
     unified(machine)
-    write(machine, {"sys/fs/cgroup/pod/app/memory.max": "max\n", "sys/fs/cgroup/pod/app/memory.current": "5\n",
+    write(machine, {"sys/fs/cgroup/pod/app/memory.max": "max\n",
+                    "sys/fs/cgroup/pod/app/memory.current": "5\n",
                     "sys/fs/cgroup/pod/memory.max": f"{256 * MIB}\n",
                     "sys/fs/cgroup/pod/memory.current": f"{100 * MIB}\n",
                     "sys/fs/cgroup/pod/memory.stat": f"anon 1\ninactive_file {20 * MIB}\n"})

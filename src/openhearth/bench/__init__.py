@@ -1,0 +1,15 @@
+"""Measured speed: of this machine, and of a model on it."""
+
+from openhearth.bench.machine import LoadMeter, Rate, measure_bandwidth, measure_matmul
+from openhearth.bench.throughput import (
+    Case,
+    Row,
+    Yardsticks,
+    list_cases,
+    measure_rows,
+    prefill_flops,
+    weight_bytes_read,
+)
+
+__all__ = ["Case", "LoadMeter", "Rate", "Row", "Yardsticks", "list_cases", "measure_bandwidth",
+           "measure_matmul", "measure_rows", "prefill_flops", "weight_bytes_read"]

@@ -1,0 +1,162 @@
+"""Tokens per second of a loaded model, through the engine that also serves.
+
+Rows: `decode_*` (one sequence, 32 prompt tokens), `prefill_512` and `prefill_1900` (time to the
+first token), `batch_8`, `batch_32`, `batch_64` (64 prompt tokens each, all generated tokens over the
+whole time). Prompts are random token ids, new in every round, and no stop token ends an answer.
+
+Does not: compare with other programs, or judge what the model says.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from openhearth.bench.machine import LoadMeter, Rate, summarise
+from openhearth.engine import Engine, EngineSettings, Request, Sampling
+from openhearth.local import LocalModel
+from openhearth.spec import ModelSpec
+
+FOREIGN_LIMIT = 0.1
+_DTYPE_NAMES = {"bfloat16": "bf16", "float32": "f32"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to measure. kind: what is counted and over which time, see the module.
+
+    Example: ``Case("batch_8", "batch", 8, 64, 128)``.
+    """
+
+    name: str
+    kind: str
+    num_sequences: int
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def context_tokens(self) -> int:
+        return self.prompt_tokens + self.new_tokens
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured row. percent: of the measured bandwidth (decode) or matrix rate (prefill), or None."""
+
+    case: Case
+    tokens_per_s: Rate
+    percent: float | None = None
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What the machine reaches: bytes per second, and operations per second in the model's dtype."""
+
+    bandwidth: float
+    matmul: float
+
+
+OnRound = Callable[[Case, int, int], None]
+
+
+def list_cases(dtype: str, *, is_quick: bool) -> list[Case]:
+    """Return the rows of a benchmark; quick ones are the same rows with fewer new tokens."""
+    decode_tokens, batch_tokens = (48, 16) if is_quick else (256, 128)
+    return [Case(f"decode_{_DTYPE_NAMES[dtype]}", "decode", 1, 32, decode_tokens),
+            *(Case(f"prefill_{count}", "prefill", 1, count, 1) for count in (512, 1900)),
+            *(Case(f"batch_{count}", "batch", count, 64, batch_tokens) for count in (8, 32, 64))]
+
+
+def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *, num_rounds: int,
+                 on_round: OnRound | None = None) -> Iterator[Row]:
+    """Yield one row per case that fits the model's context; a first short round is not counted.
+
+    A round in which other programs took more than a tenth of the cores is repeated, at most once per
+    round wanted. on_round: called with the case, the round's number and how many there are.
+    Raises: NotEnoughMemory when the largest batch's cache does not fit.
+    """
+    spec = model.spec
+    fitting = [case for case in cases if case.context_tokens <= spec.max_position]
+    if not fitting:
+        return
+    engine = _open_engine(model, fitting)
+    numbers = random.Random(0)
+    _run_round(engine, Case("warm-up", "batch", 1, 16, 4), spec.vocab_size, numbers)
+    for case in fitting:
+        rates: list[float] = []
+        loads: list[float | None] = []
+        noisy: list[tuple[float, float]] = []
+        while len(rates) < num_rounds:
+            if on_round is not None:
+                on_round(case, len(rates) + 1, num_rounds)
+            meter = LoadMeter()
+            rate = _run_round(engine, case, spec.vocab_size, numbers)
+            load = meter.foreign_share()
+            if load is not None and load > FOREIGN_LIMIT and len(noisy) < num_rounds:
+                noisy.append((load, rate))
+                continue
+            rates.append(rate)
+            loads.append(load)
+        measured = summarise(rates, loads)
+        yield Row(case, measured, _percent(spec, case, measured.median, yardsticks, model.dtype))
+
+
+def _open_engine(model: LocalModel, cases: list[Case]) -> Engine:
+    """An engine of its own over the loaded weights: room for the largest batch, no shared prefixes."""
+    number_bytes = 2 if model.dtype == "bfloat16" else 4
+    page = EngineSettings().page_size
+    tokens = max(case.num_sequences * (case.context_tokens + page) for case in cases)
+    cache_bytes = (tokens + 2 * page) * model.spec.kv_bytes_per_token(number_bytes)
+    return Engine(model.engine.model, weights_version=model.stored.weights_sha256,
+                  settings=EngineSettings(cache_bytes=cache_bytes, has_prefix_cache=False))
+
+
+def _run_round(engine: Engine, case: Case, vocab_size: int, numbers: random.Random) -> float:
+    """Run one round and return its tokens per second."""
+    sampling = Sampling(temperature=0.0, max_tokens=case.new_tokens)
+    started = time.perf_counter()
+    for _ in range(case.num_sequences):
+        prompt = tuple(numbers.randrange(vocab_size) for _ in range(case.prompt_tokens))
+        engine.submit(Request(prompt, sampling))
+    first = last = None
+    drawn = open_sequences = 0
+    open_sequences = case.num_sequences
+    while open_sequences:
+        events = engine.step()
+        last = time.perf_counter()
+        for event in events:
+            first = first or last
+            drawn += event.token_id is not None
+            open_sequences -= event.finish_reason is not None
+    if case.kind == "prefill":
+        return case.prompt_tokens / (first - started)
+    if case.kind == "decode":
+        return (drawn - 1) / (last - first)
+    return drawn / (last - started)
+
+
+def weight_bytes_read(spec: ModelSpec, number_bytes: int) -> int:
+    """Return the weight bytes that one decode step reads: all but a separate embedding table."""
+    table = 0 if spec.is_tied else spec.vocab_size * spec.hidden_size
+    return (spec.num_parameters - table) * number_bytes
+
+
+def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
+    """Return the operations of a prompt: every position's layers, the output head for the last alone."""
+    head = 2 * spec.vocab_size * spec.hidden_size
+    return sum(spec.flops_per_token(position + 1) - head for position in range(num_tokens)) + head
+
+
+def _percent(spec: ModelSpec, case: Case, tokens_per_s: float, yardsticks: Yardsticks,
+             dtype: str) -> float | None:
+    number_bytes = 2 if dtype == "bfloat16" else 4
+    if case.kind == "decode":
+        context = case.prompt_tokens + case.new_tokens // 2
+        read = weight_bytes_read(spec, number_bytes) + spec.kv_bytes_per_token(number_bytes) * context
+        return 100 * tokens_per_s * read / yardsticks.bandwidth
+    if case.kind == "prefill":
+        flops_per_s = tokens_per_s * prefill_flops(spec, case.prompt_tokens) / case.prompt_tokens
+        return 100 * flops_per_s / yardsticks.matmul
+    return None

@@ -1,0 +1,50 @@
+"""Which of the guarantees G1 to G9 hold on this machine, and how strongly.
+
+`docs/` states what each means and how it is tested; this table says what is true of this version.
+
+Does not: test them (the test suite does).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["holds", "tolerance", "partly", "absent"]
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """One guarantee here and now. Example: ``Guarantee("G7", "offline means offline", "holds", "...")``."""
+
+    id: str
+    name: str
+    state: State
+    detail: str
+
+
+def list_guarantees() -> list[Guarantee]:
+    """Return G1 to G9 as this version keeps them."""
+    return [
+        Guarantee("G1", "one forward", "tolerance",
+                  "training, prefill and decode run the same code; with the plain torch kernels their logits "
+                  "agree within a tolerance, not bitwise"),
+        Guarantee("G2", "your answer does not depend on your neighbours", "tolerance",
+                  "random streams are each request's own; with the plain torch kernels logprobs agree within "
+                  "a tolerance, not bitwise, so a near tie may fall the other way"),
+        Guarantee("G3", "on-policy by construction", "absent", "not in this version (it belongs to `tune`)"),
+        Guarantee("G4", "a killed run resumes bit for bit", "absent",
+                  "not in this version (it belongs to `tune`); interrupted pulls do resume"),
+        Guarantee("G5", "what you release is what you trained", "absent",
+                  "not in this version (it belongs to `release`)"),
+        Guarantee("G6", "nothing unchecked is loaded", "holds",
+                  "bounded readers, no pickle, no remote code, sandboxed templates; text forges no control "
+                  "tokens"),
+        Guarantee("G7", "offline means offline", "holds",
+                  "no socket with HEARTH_OFFLINE=1, none for a model on disk either; no telemetry"),
+        Guarantee("G8", "every result has a receipt", "absent",
+                  "not in this version (it belongs to `verify`)"),
+        Guarantee("G9", "predicted, then measured", "partly",
+                  "`run --json` and `run --verbose` give peak memory predicted and measured; time is only "
+                  "measured"),
+    ]

@@ -1,0 +1,123 @@
+"""From a reference to a loaded model, with what people see meanwhile on stderr.
+
+Does not: decide where a model comes from (`hub.pull`) or how it is loaded (`local.load`).
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+from openhearth.cli.memory import MemoryPlan, describe_plan, plan_memory
+from openhearth.cli.output import print_note
+from openhearth.config import Config
+
+if TYPE_CHECKING:
+    from openhearth.hub import StoredModel
+    from openhearth.local import LocalModel
+
+_QUIET_S = 2.0
+_TICK_S = 0.2
+
+
+@dataclass(frozen=True)
+class LoadSettings:
+    """How a model is to be loaded; `local.load` documents and checks the values."""
+
+    dtype: str = "auto"
+    context_length: int | None = None
+    num_threads: int | None = None
+
+
+def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None]) -> StoredModel:
+    """Return a model that is on disk, pulled first when it is not, with `hearth pull`'s progress.
+
+    before_fetch: called before the network is used, to refuse bad settings before the wait.
+    Raises: as `hub.pull`.
+    """
+    from openhearth import hub
+    from openhearth.cli.progress import show_progress
+
+    text = ref or hub.DEFAULT_MODEL
+    stored = hub.find(text, config)
+    if stored is not None:
+        return stored
+    before_fetch()
+    with show_progress() as on_progress:
+        return hub.pull(text, config, on_progress)
+
+
+def load_stored(stored: StoredModel, ref: str | None, config: Config, settings: LoadSettings) -> LocalModel:
+    """Load a model that is on disk; a wait of more than two seconds is shown on a terminal.
+
+    Raises: as `local.load`.
+    """
+    with WaitLine(f"loading {stored.name}") as line:
+        from openhearth.local import load
+
+        return load(ref, dtype=settings.dtype, context_length=settings.context_length,
+                    num_threads=settings.num_threads, config=config, on_load=line.update)
+
+
+def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int) -> MemoryPlan:
+    """Predict the peak memory of one answer over num_tokens of prompt and answer.
+
+    Reads headers only. Raises: BadFile, Unsupported, UsageError.
+    """
+    from openhearth import formats, hardware, spec
+
+    model = spec.read_spec(formats.open_checkpoint(stored.path))
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if hardware.has_fast_bfloat16() else "float32"
+    return plan_memory(model, dtype, min(num_tokens, settings.context_length or num_tokens))
+
+
+def print_prediction(stored: StoredModel, plan: MemoryPlan) -> None:
+    """Say on stderr what a run will hold, before it is loaded."""
+    from openhearth import hardware
+
+    print_note(f"{stored.name} {describe_plan(plan, hardware.read_memory().available_bytes)}")
+
+
+class WaitLine:
+    """A line on a terminal's stderr that appears when something takes more than two seconds.
+
+    A thread of its own draws it, so that it also moves while a library is being imported. Nothing is
+    written where stderr is no terminal.
+    """
+
+    def __init__(self, what: str, stream: TextIO | None = None) -> None:
+        self.what = what
+        self.stream = stream or sys.stderr
+        self.share = ""
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._draw, daemon=True)
+
+    def update(self, done_bytes: int, total_bytes: int) -> None:
+        """Take the state of loading."""
+        self.share = f" {100 * done_bytes // max(1, total_bytes)}%"
+
+    def __enter__(self) -> WaitLine:
+        if self.stream.isatty():
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _draw(self) -> None:
+        started = time.monotonic()
+        if self._done.wait(_QUIET_S):
+            return
+        while not self._done.is_set():
+            print(f"\r{self.what}{self.share} ({time.monotonic() - started:.0f} s)", end="", file=self.stream,
+                  flush=True)
+            self._done.wait(_TICK_S)
+        print("\r\033[K", end="", file=self.stream, flush=True)

@@ -1,0 +1,157 @@
+"""`hearth run`: one answer, or a chat on a terminal."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from openhearth.cli.loading import LoadSettings
+from openhearth.errors import UsageError
+
+if TYPE_CHECKING:
+    from openhearth.cli.memory import MemoryPlan
+    from openhearth.local import LocalModel
+
+_ANSWER_TOKENS = 1024
+_CHAT_TOKENS = 4096
+
+
+def command(
+    model: str = typer.Argument(None, metavar="[MODEL]", show_default=False,
+                                help="Short name, hub:owner/name, index:dist==version:path, https address or "
+                                     "path; the default model when left out."),
+    prompt: str = typer.Argument(None, metavar="[PROMPT]", show_default=False,
+                                 help="The question; piped input follows it. One argument with spaces is a "
+                                      "prompt for the default model. Without one, a terminal opens a chat."),
+    system: str = typer.Option(None, "--system", help="System message."),
+    temperature: float = typer.Option(None, "--temperature", help="0 is greedy. Default: the model's."),
+    top_k: int = typer.Option(None, "--top-k", help="Keep the K likeliest tokens; 0 is off."),
+    top_p: float = typer.Option(None, "--top-p", help="Keep the likeliest tokens up to this probability."),
+    min_p: float = typer.Option(None, "--min-p", help="Drop tokens below this share of the likeliest."),
+    repetition_penalty: float = typer.Option(None, "--repetition-penalty", help="Above 1: repeat less."),
+    presence_penalty: float = typer.Option(None, "--presence-penalty", help="Taken from tokens used."),
+    frequency_penalty: float = typer.Option(None, "--frequency-penalty", help="Taken once per occurrence."),
+    stop: list[str] = typer.Option(None, "--stop", help="Text that ends the answer; may be repeated."),
+    seed: int = typer.Option(None, "--seed", help="Same prompt, settings and seed: same answer."),
+    max_tokens: int = typer.Option(None, "--max-tokens", help=f"Longest answer. Default: {_ANSWER_TOKENS}."),
+    logprobs: bool = typer.Option(False, "--logprobs", help="Print each token's log-probability."),
+    top_logprobs: int = typer.Option(0, "--top-logprobs", metavar="K", help="And those of K alternatives."),
+    raw: bool = typer.Option(False, "--raw", help="The prompt as it is, without the chat template."),
+    dtype: str = typer.Option("auto", "--dtype", help="auto, float32 or bfloat16."),
+    context: int = typer.Option(None, "--context", help="Context length in tokens. Default: the model's."),
+    threads: int = typer.Option(None, "--threads", help="CPU threads. Default: every usable core."),
+    json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Nothing but the answer."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what will be needed and what was used."),
+) -> None:
+    """Ask a model one question, or chat with it on a terminal."""
+    from openhearth.cli.prompt import gather_prompt, split_arguments
+
+    model, prompt = split_arguments(model, prompt)
+    prompt = gather_prompt(prompt, is_raw=raw)
+    if raw and system is not None:
+        raise UsageError("--raw and --system exclude each other", why="a raw prompt has no roles",
+                         hint="put the text into the prompt")
+    if top_logprobs < 0:
+        raise UsageError(f"--top-logprobs is {top_logprobs}", why="expected 0 or more",
+                         hint="--top-logprobs 5")
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+             "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
+             "frequency_penalty": frequency_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
+             "max_tokens": max_tokens, "num_logprobs": top_logprobs or None}
+    run = _Run(model, {name: value for name, value in given.items() if value is not None},
+               LoadSettings(dtype, context, threads), is_quiet=quiet, is_verbose=verbose or json)
+    if prompt is None:
+        if raw or json or logprobs or top_logprobs:
+            raise UsageError("there is no prompt", why="--raw, --json and --logprobs need one",
+                             hint='hearth run --raw smollm2 "Once upon a time"')
+        run.chat(system)
+    else:
+        run.answer(prompt, system, is_raw=raw, is_json=json, has_logprobs=logprobs or top_logprobs > 0)
+
+
+class _Run:
+    """One call of the verb: what was asked for, then the model it needs."""
+
+    def __init__(self, ref: str | None, sampling: dict[str, Any], settings: LoadSettings, *, is_quiet: bool,
+                 is_verbose: bool) -> None:
+        self.ref = ref
+        self.sampling = sampling
+        self.settings = settings
+        self.is_quiet = is_quiet
+        self.is_verbose = is_verbose
+        self.plan: MemoryPlan | None = None
+
+    def load(self, num_tokens: int, *, is_printing: bool) -> LocalModel:
+        """Load the model; the sampling settings are checked before anything is fetched."""
+        from openhearth.cli.loading import fetch_model, load_stored, predict_memory, print_prediction
+        from openhearth.cli.sampling import check_sampling
+        from openhearth.config import Config
+
+        config = Config.from_env()
+        stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
+        if self.is_verbose:
+            self.plan = predict_memory(stored, self.settings, num_tokens)
+            if is_printing:
+                print_prediction(stored, self.plan)
+        check_sampling(self.sampling)
+        return load_stored(stored, self.ref, config, self.settings)
+
+    def chat(self, system: str | None) -> None:
+        if not sys.stdout.isatty():
+            raise UsageError("there is no prompt", why="a chat needs stdout to be a terminal too",
+                             hint='hearth run smollm2 "What is the capital of France?" > answer.txt')
+        from openhearth.cli.chat_terminal import run_chat
+        from openhearth.config import Config
+
+        model = self.load(_CHAT_TOKENS, is_printing=True)
+        run_chat(model, home=Config.from_env().home, system=system, settings=self.sampling,
+                 is_quiet=self.is_quiet)
+
+    def answer(self, prompt: str, system: str | None, *, is_raw: bool, is_json: bool,
+               has_logprobs: bool) -> None:
+        """Answer and leave: 130 after Ctrl-C, with what was generated on stdout."""
+        from openhearth.cli import answer as answers
+        from openhearth.cli.interrupt import catch_interrupt
+        from openhearth.cli.output import print_json, print_note
+        from openhearth.hardware import peak_memory_bytes
+
+        num_bytes = len(prompt.encode("utf-8", "surrogatepass"))
+        model = self.load(num_bytes // 3 + self.sampling.get("max_tokens", _ANSWER_TOKENS),
+                          is_printing=not is_json)
+        if is_raw:
+            prompt_token_ids = model.encode_prompt(prompt)
+        else:
+            messages = [{"role": "system", "content": system}] if system is not None else []
+            prompt_token_ids = model.render([*messages, {"role": "user", "content": prompt}]).token_ids
+        sampling = {"seed": secrets.randbits(53), **self.sampling}
+        with catch_interrupt() as interrupt:
+            answer = answers.collect(model, prompt_token_ids, sampling,
+                                     (lambda text: None) if is_json else answers.write_text, interrupt)
+        measured = {"peak_memory_bytes": peak_memory_bytes()}
+        if is_json:
+            predicted = {**asdict(self.plan), "peak_memory_bytes": self.plan.total_bytes}
+            print_json(answers.answer_record(model, answer, {**model.default_sampling, **sampling},
+                                             predicted=predicted, measured=measured))
+        else:
+            if not answer.text.endswith("\n"):
+                answers.write_text("\n")
+            if has_logprobs:
+                answers.print_logprobs(model, answer)
+            if not self.is_quiet:
+                print_note(answers.closing_line(answer.timings))
+            if self.is_verbose:
+                _print_measured(measured["peak_memory_bytes"], self.plan)
+        if answer.finish_reason == "cancelled":
+            raise typer.Exit(130)
+
+
+def _print_measured(peak_bytes: int, plan: MemoryPlan) -> None:
+    from openhearth.cli.output import print_note
+    from openhearth.units import format_bytes
+
+    print_note(f"peak memory {format_bytes(peak_bytes)}, predicted {format_bytes(plan.total_bytes)}")
