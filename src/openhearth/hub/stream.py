@@ -34,8 +34,8 @@ def stream(target: Target, partial: Path, client: Client, answer: Answer, report
             wait_s = TRANSFER.wait_s(num_failures, None)
             if wait_s is None:
                 raise NetworkError(f"`{target.label}` broke off {num_failures} times",
-                                   why=f"{redact(target.url)}: {reason}; the server has no ranges, so each try "
-                                       "starts over")
+                                   why=f"{redact(target.url)}: {reason}; the server has no ranges, so each "
+                                       "try starts over")
             answer = client.open(target.url, headers=target.headers, patience=TRANSFER)
             if answer.status != 200:
                 raise error_of(answer, f"`{target.label}`")
@@ -57,7 +57,8 @@ def check_encoding(target: Target, answer: Answer) -> None:
                            why="the plain bytes were asked for; a changed body cannot be resumed or checked")
 
 
-def _copy(target: Target, partial: Path, answer: Answer, size: int | None, report: Report) -> tuple[Digest, str]:
+def _copy(target: Target, partial: Path, answer: Answer, size: int | None,
+          report: Report) -> tuple[Digest, str]:
     """Copy one body; return its digest and why it broke off ("" when it is whole)."""
     import urllib3
 
