@@ -8,6 +8,7 @@ records every request with its headers.
 import hashlib
 import json
 import re
+import sys
 import threading
 import time
 import zipfile
@@ -85,6 +86,7 @@ class HubServer:
         self.served: Counter[str] = Counter()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.lock = threading.Lock()
+        self.num_active = 0
         self._servers = [self._serve(is_storage) for is_storage in (False, True)]
         self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
 
@@ -98,8 +100,7 @@ class HubServer:
 
     def _serve(self, is_storage: bool) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "is_storage": is_storage})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), handler)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server
 
@@ -149,10 +150,25 @@ class HubServer:
             return sum(count for path, count in self.served.items()
                        if not path.startswith(("/api/", "/simple/")))
 
+    def settle(self) -> None:
+        """Wait until no body is being written, as after a client has gone away."""
+        while self.num_active:
+            time.sleep(0.005)
+
     def headers_of(self, path_part: str) -> list[dict[str, str]]:
         """Headers (lower-case names) of the requests whose path contains a text."""
         with self.lock:
             return [headers for _, path, headers in self.requests if path_part in path]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def handle_error(self, request, client_address):
+        """Clients that go away are what these tests are about; anything else is a mistake here."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -175,6 +191,8 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
         parts = urlsplit(self.path)
         path = unquote(parts.path)
+        with hub.lock:
+            hub.num_active += 1
         try:
             if path.startswith("/api/models/"):
                 self._api(parts, path)
@@ -188,8 +206,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self._file(path, hub.files[path], {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {})
             else:
                 self._send(404, b"not found")
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             self.close_connection = True
+        finally:
+            with hub.lock:
+                hub.num_active -= 1
 
     # -- hub API
 

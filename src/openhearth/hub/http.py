@@ -56,7 +56,7 @@ class Patience:
 
 
 LISTING = Patience(num_tries=3, first_wait_s=0.2, max_wait_s=10, connect_s=4, read_s=20, is_hasty=True)
-TRANSFER = Patience(num_tries=6, first_wait_s=0.25, max_wait_s=120, connect_s=10, read_s=30)
+TRANSFER = Patience(num_tries=8, first_wait_s=0.25, max_wait_s=120, connect_s=10, read_s=30)
 
 
 @dataclass(eq=False)

@@ -18,7 +18,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from openhearth.errors import NetworkError
-from openhearth.hub.http import TRANSFER, Answer, Client, describe, error_of, etag_of, origin, redact
+from openhearth.hub.http import (
+    TRANSFER,
+    Answer,
+    Client,
+    Patience,
+    describe,
+    error_of,
+    etag_of,
+    origin,
+    redact,
+)
 from openhearth.hub.journal import Identity, Journal, Ranges
 from openhearth.hub.partial import (
     CHUNK_BYTES,
@@ -44,7 +54,8 @@ class Download:
     """One run of one transfer into `partial`; `run` once."""
 
     def __init__(self, target: Target, partial: Path, client: Client, *, num_connections: int,
-                 report: Report) -> None:
+                 report: Report, patience: Patience = TRANSFER) -> None:
+        self._patience = patience
         self._target = target
         self._partial = partial
         self._client = client
@@ -87,7 +98,7 @@ class Download:
         end = min(end, start + CHUNK_BYTES)
         answer = self._ask(start, end)
         if answer.status == 200:
-            return stream(self._target, self._partial, self._client, answer, self._report)
+            return stream(self._target, self._partial, self._client, answer, self._report, self._patience)
         if answer.status == 416:
             answer.close()
             if answer.headers.get("Content-Range") == "bytes */0" and not self._target.size:
@@ -163,6 +174,7 @@ class Download:
         if self._failure:
             raise self._failure
         self._journal.sync(fd)
+        self._tell(identity.size)
         return digest
 
     def _halt(self, threads: list[threading.Thread]) -> None:
@@ -217,7 +229,7 @@ class Download:
             num_failures = 1 if reached - position >= _FORGIVING_BYTES else num_failures + 1
             position, answer = reached, None
             if position < end and not self._stop.is_set():
-                wait_s = TRANSFER.wait_s(num_failures, None)
+                wait_s = self._patience.wait_s(num_failures, None)
                 if wait_s is None:
                     raise NetworkError(f"`{self._target.label}` broke off {num_failures} times",
                                        why=f"{redact(self._target.url)}: {reason}",
@@ -270,12 +282,12 @@ class Download:
         if self._final_url and self._final_url != self._target.url:
             if origin(self._final_url) == origin(self._target.url):
                 wanted = {**self._target.headers, **wanted}
-            answer = self._client.open(self._final_url, headers=wanted, patience=TRANSFER, stop=self._stop)
+            answer = self._client.open(self._final_url, headers=wanted, patience=self._patience, stop=self._stop)
             if answer.status == 206:
                 return answer
             answer.close()  # a signed address has expired: ask the source for a new one
         answer = self._client.open(self._target.url, headers={**self._target.headers, **wanted},
-                                   patience=TRANSFER, stop=self._stop)
+                                   patience=self._patience, stop=self._stop)
         if answer.status not in {200, 206, 416}:
             raise error_of(answer, f"`{self._target.label}`")
         check_encoding(self._target, answer)

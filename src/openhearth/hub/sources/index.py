@@ -140,7 +140,8 @@ def _from_json(dist: str, body: bytes, base: str, headers: dict[str, str], trust
         for entry in page["files"]:
             size = entry.get("size")
             wheel = _wheel(dist, entry["filename"], urljoin(base, entry["url"]), headers,
-                           base=base, trusted=trusted, sha256=entry.get("hashes", {}).get("sha256"), is_yanked=bool(entry.get("yanked")))
+                           base=base, trusted=trusted, sha256=entry.get("hashes", {}).get("sha256"),
+                           is_yanked=bool(entry.get("yanked")))
             if wheel:
                 wheels.append(replace(wheel, size=size if isinstance(size, int) and size > 0 else None))
         return wheels
