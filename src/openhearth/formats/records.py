@@ -29,6 +29,19 @@ class TensorEntry:
 
 
 @dataclass(frozen=True)
+class WeightFile:
+    """The checked header of one weight file.
+
+    metadata: GGUF key-values, or the `__metadata__` texts of a safetensors file. Example:
+    ``read_gguf(path).metadata["general.architecture"] == "llama"``.
+    """
+
+    path: Path
+    metadata: Mapping[str, Any]
+    tensors: Mapping[str, TensorEntry]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A model on disk, headers read and checked, no weights read.
 
