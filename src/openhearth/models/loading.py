@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from openhearth.errors import BadFile, Unsupported
 from openhearth.formats import map_tensor
 from openhearth.formats.records import Checkpoint, TensorEntry
-from openhearth.kernels.dequant.reference import dequantize_into
+from openhearth.kernels.dequant.reference import bytes_tensor, dequantize_into
 from openhearth.models.registry import Architecture, find_architecture
 from openhearth.spec import ModelSpec
 
@@ -117,7 +117,7 @@ def _read(source: _Source, dtype: torch.dtype) -> Tensor:
     """Return one tensor in dtype, rotary rows in half-split order."""
     entry, heads = source.entry, source.rotary_heads
     out = torch.empty(entry.shape, dtype=dtype)
-    dequantize_into(map_tensor(entry), entry.type, out)
+    dequantize_into(bytes_tensor(map_tensor(entry)), entry.type, out)
     if heads is None:
         return out
     pairs = out.unflatten(0, (heads, entry.shape[0] // heads // 2, 2))

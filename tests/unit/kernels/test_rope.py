@@ -1,0 +1,84 @@
+"""Rotary embedding against transformers' own frequencies and rotation."""
+
+import pytest
+import torch
+
+from openhearth.kernels.rope import apply_rope, compute_rotation, inverse_frequencies
+from openhearth.spec import RopeSpec
+
+
+def theirs(head_dim=64, max_position=4096, **parameters):
+    from transformers import LlamaConfig
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    return LlamaRotaryEmbedding(LlamaConfig(
+        hidden_size=head_dim, num_attention_heads=1, max_position_embeddings=max_position,
+        rope_parameters={"rope_theta": 10000.0, **parameters}))
+
+
+CASES = {
+    "default": (RopeSpec(), {"rope_type": "default"}),
+    "linear": (RopeSpec("linear", factor=4.0), {"rope_type": "linear", "factor": 4.0}),
+    "llama3": (RopeSpec("llama3", factor=8.0, original_max_position=1024, low_freq_factor=1.0, high_freq_factor=4.0),
+               {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 1024,
+                "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
+    "yarn": (RopeSpec("yarn", factor=4.0, original_max_position=1024),
+             {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}),
+    "yarn_mscale": (RopeSpec("yarn", factor=4.0, original_max_position=1024, mscale=0.7, mscale_all_dim=1.3),
+                    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
+                     "mscale": 0.7, "mscale_all_dim": 1.3}),
+    "yarn_options": (RopeSpec("yarn", factor=4.0, original_max_position=1024, attention_factor=1.4, truncate=False,
+                              beta_fast=20.0, beta_slow=2.0),
+                     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
+                      "attention_factor": 1.4, "truncate": False, "beta_fast": 20.0, "beta_slow": 2.0}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_frequencies_and_angles_equal_those_of_transformers(name):
+    spec, parameters = CASES[name]
+    reference = theirs(**parameters)
+    frequencies = inverse_frequencies(spec, 64)
+    torch.testing.assert_close(frequencies, reference.inv_freq, rtol=1e-6, atol=0)
+    if name != "default":
+        changed = reference.attention_scaling != 1.0
+        assert changed or not torch.allclose(reference.inv_freq, inverse_frequencies(RopeSpec(), 64))
+    positions = torch.arange(256)
+    rotation = compute_rotation(spec, frequencies, positions)
+    cos, sin = reference(torch.zeros(1), positions[None])
+    torch.testing.assert_close(rotation.cos_T1E[:, 0], cos[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(rotation.sin_T1E[:, 0].abs(), sin[0].abs(), rtol=0, atol=1e-4)
+
+
+def test_heads_are_turned_as_transformers_turns_them():
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    torch.manual_seed(0)
+    positions = torch.tensor([0, 1, 5, 900])
+    q, k = torch.randn(4, 3, 64), torch.randn(4, 1, 64)
+    cos, sin = theirs(rope_type="default")(q, positions[None])
+    want_q, want_k = apply_rotary_pos_emb(q[None], k[None], cos, sin, unsqueeze_dim=2)
+    rotation = compute_rotation(RopeSpec(), inverse_frequencies(RopeSpec(), 64), positions)
+    torch.testing.assert_close(apply_rope(q, rotation), want_q[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(apply_rope(k, rotation), want_k[0], rtol=0, atol=1e-6)
+    half = apply_rope(q.bfloat16(), rotation)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half, apply_rope(q.bfloat16().float(), rotation).bfloat16(), rtol=0, atol=0)
+
+
+def test_dynamic_frequencies_depend_on_each_position_alone():
+    spec = RopeSpec("dynamic", factor=4.0, original_max_position=128)
+    frequencies = inverse_frequencies(spec, 64)
+    together = compute_rotation(spec, frequencies, torch.arange(400))
+    for position in (0, 127, 128, 129, 399):
+        alone = compute_rotation(spec, frequencies, torch.tensor([position]))
+        assert torch.equal(alone.cos_T1E[0], together.cos_T1E[position])
+        cos, _ = theirs(max_position=128, rope_type="dynamic", factor=4.0)(
+            torch.zeros(1), torch.tensor([[position]]))
+        torch.testing.assert_close(alone.cos_T1E[0], cos[0], rtol=0, atol=1e-4)
+
+
+def test_stored_factors_divide_the_frequencies():
+    factors = torch.linspace(1, 8, 32)
+    torch.testing.assert_close(inverse_frequencies(RopeSpec("factors"), 64, factors),
+                               inverse_frequencies(RopeSpec(), 64) / factors)
