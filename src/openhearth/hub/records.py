@@ -41,7 +41,7 @@ class RemoteFile:
     size: int | None = None
     sha256: str | None = None
     git_sha1: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     member: str | None = None
     wheel_sha256: str | None = None
     wheel_size: int | None = None
@@ -88,7 +88,7 @@ class Progress:
 
     done_bytes counts bytes on disk, those of an earlier run included; resumed_bytes is that earlier
     part; total_bytes None when the source does not say. phase: "download", "wait" (another process
-    fetches it), "verify", "unpack".
+    fetches it), "verify", "unpack". note: a remark for people ("the server has no ranges ...").
     """
 
     path: str
@@ -96,6 +96,7 @@ class Progress:
     done_bytes: int
     total_bytes: int | None
     resumed_bytes: int = 0
+    note: str = ""
 
 
 OnProgress = Callable[[Progress], None]
