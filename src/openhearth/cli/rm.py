@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from openhearth.errors import HearthError, UsageError
+from openhearth.errors import HearthError, ModelNotFound, UsageError
 
 if TYPE_CHECKING:
     from openhearth.config import Config
@@ -54,7 +54,6 @@ def _stored_name(store: Store, text: str, config: Config) -> str:
     Raises: UsageError for a model that is used in place, ModelNotFound when the store has no such name.
     """
     from openhearth.hub import find, format_ref, parse_ref
-    from openhearth.hub.refs import unknown_name
 
     stored = store.names()
     if text in stored:
@@ -69,4 +68,5 @@ def _stored_name(store: Store, text: str, config: Config) -> str:
     if found:
         raise UsageError(f"`{text}` is not in the store, it is used in place", why=str(found.path),
                          hint="delete the file or folder yourself if it is not needed elsewhere")
-    raise unknown_name(text, stored)
+    raise ModelNotFound(f"`{text}` is not in the store",
+                        why=f"it has {', '.join(stored) or 'no models'}", hint="hearth list")

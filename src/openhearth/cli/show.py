@@ -38,7 +38,7 @@ def command(
     if verify:
         with show_progress() as on_progress:
             _verify(model, config, on_progress)
-        print_note(f"verified: {len(model.files)} files have the bytes they should have")
+        print_note(f"verified: {_counted(len(model.files), 'file')}, every byte as promised")
     known = facts.gather(model)
     sources = facts.sources_of(model.name, config) or (model.source,)
     if json:
@@ -68,13 +68,13 @@ def _fields(model: StoredModel, known: dict[str, Any], sources: tuple[str, ...])
     if "format" in known:
         total = sum(share["num_bytes"] for share in known["quantisation"].values()) or 1
         fields["weights"] = "\n".join(
-            f"{type_name}: {share['num_tensors']} tensors, {format_bytes(share['num_bytes'])}, "
+            f"{type_name}: {_counted(share['num_tensors'], 'tensor')}, {format_bytes(share['num_bytes'])}, "
             f"{100 * share['num_bytes'] / total:.1f}%" for type_name, share in known["quantisation"].items())
         fields["format"] = known["format"]
         fields["tokenizer"] = known["tokenizer"] or "none"
         fields["template"] = "yes (hearth show --template prints it)" if known["has_template"] else "no"
     fields |= {"licence": known.get("licence") or model.licence or "unknown",
-               "size": f"{format_bytes(model.num_bytes)} in {len(model.files)} files",
+               "size": f"{format_bytes(model.num_bytes)} in {_counted(len(model.files), 'file')}",
                "source": model.source}
     if sources != (model.source,):
         fields["sources"] = "\n".join(sources)
@@ -82,6 +82,10 @@ def _fields(model: StoredModel, known: dict[str, Any], sources: tuple[str, ...])
     if len(model.files) > 1:
         fields["files"] = "\n".join(f"{digest[:16]}  {path}" for path, digest in sorted(model.files.items()))
     return fields
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _print_template(model: StoredModel) -> None:

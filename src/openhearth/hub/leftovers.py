@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from openhearth.errors import HearthError
-from openhearth.hub.journal import read_journal
 from openhearth.hub.locks import disk_errors, locked, write_durably
 from openhearth.hub.manifest import DIGEST, MAX_MANIFEST_BYTES, file_stem
 from openhearth.hub.records import RemoteFile
@@ -108,10 +107,11 @@ def _leftover(store: Store, record: Mapping[str, Any]) -> Leftover:
 
 def part_bytes(partial: Path, size: int | None) -> int:
     """Return how much of a file has arrived: by its journal while there is one."""
-    if journal := read_journal(partial.with_name(partial.name + ".journal")):
-        return journal[1].num_bytes
-    on_disk = _disk_bytes(partial)
-    return on_disk if size is None else min(on_disk, size)
+    from openhearth.hub.transfer import num_bytes_present
+
+    recorded, total = num_bytes_present(partial)
+    present = recorded if total is not None else _disk_bytes(partial)
+    return present if size is None else min(present, size)
 
 
 def _read_note(path: Path) -> Mapping[str, Any]:
