@@ -191,41 +191,17 @@ def slow_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("is_json", [False, True])
-def test_ctrl_c_leaves_with_130_and_what_was_generated(slow_folder, tmp_path, is_json):
-    args = ["run", slow_folder, "hello", "--temperature", "0", "--max-tokens", "30000", "--stop", "never this text"]
-    process = subprocess.Popen([sys.executable, "-m", "openhearth", *map(str, args), *["--json"] * is_json],
-                               env=environment(tmp_path / "home"), stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
-    if is_json:
-        _wait_until_catching(process.pid)
-        first = b""
-    else:
-        first = process.stdout.read(1)
+def test_ctrl_c_leaves_with_130_and_what_was_generated(slow_folder, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "openhearth", "run", str(slow_folder), "hello", "--temperature", "0",
+         "--max-tokens", "30000"], env=environment(tmp_path / "home"), stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+    first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err.decode()
-    assert b"Traceback" not in err
-    if is_json:
-        record = json.loads(out)
-        assert record["finish_reason"] == "cancelled"
-        assert len(record["token_ids"]) == len(record["logprobs"]) < 30000
-    else:
-        assert (first + out).strip() and b"tokens" in err
-
-
-def _wait_until_catching(pid):
-    """Wait until a process has its own handler for SIGINT set by our code, then for some tokens."""
-    import time
-
-    # Python itself catches SIGINT from its start; the answer has begun when the threads of torch exist.
-    for _ in range(600):
-        with open(f"/proc/{pid}/status") as status:
-            threads = int(re.search(r"Threads:\s+(\d+)", status.read())[1])
-        if threads > 1:
-            break
-        time.sleep(0.1)
-    time.sleep(3)
+    assert b"Traceback" not in err and b"tokens/s" in err
+    assert first + out
 
 
 def test_a_closed_pipe_ends_quietly(slow_folder, tmp_path):
