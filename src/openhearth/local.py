@@ -350,7 +350,7 @@ def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint) ->
     recommended = hub.recommended_sampling(stored)
     if not recommended and checkpoint.format == "safetensors":
         path = checkpoint.path / "generation_config.json"
-        record = formats.read_json(path) if path.exists() else {}
+        record = formats.read_json(path, 1 << 20) if path.exists() else {}
         if record.get("do_sample", True):
             recommended = {key: record[key] for key in _RECOMMENDABLE if record.get(key) is not None}
         else:

@@ -5,6 +5,7 @@ Does not: decide where a model comes from (`hub.pull`) or how it is loaded (`loc
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -117,7 +118,8 @@ class WaitLine:
         if self._done.wait(_QUIET_S):
             return
         while not self._done.is_set():
-            print(f"\r{self.what}{self.share} ({time.monotonic() - started:.0f} s)", end="", file=self.stream,
-                  flush=True)
+            tail = f"{self.share} ({time.monotonic() - started:.0f} s)"
+            room = max(0, shutil.get_terminal_size().columns - len(tail) - 1)
+            print(f"\r{self.what[:room]}{tail}", end="", file=self.stream, flush=True)
             self._done.wait(_TICK_S)
         print("\r\033[K", end="", file=self.stream, flush=True)
