@@ -85,6 +85,7 @@ class HubServer:
         self.repos: dict[str, Repo] = {}
         self.files: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
+        self.content_types: dict[str, str] = {}
         self.wheels: dict[str, list[dict]] = {}
         self.index_format = "json"
         self.index_auth: str | None = None
@@ -213,7 +214,10 @@ class _Handler(BaseHTTPRequestHandler):
             hub.num_active += 1
         try:
             if path in hub.files and not path.startswith("/storage/"):
-                self._file(path, hub.files[path], {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {})
+                headers = {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {}
+                if path in hub.content_types:
+                    headers["Content-Type"] = hub.content_types[path]
+                self._file(path, hub.files[path], headers)
             elif path.startswith("/api/models/"):
                 self._api(parts, path)
             elif "/resolve/" in path:
