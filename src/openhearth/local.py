@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -116,15 +116,16 @@ def load(
     started = time.perf_counter()
     checkpoint = formats.open_checkpoint(stored.path)
     spec = read_spec(checkpoint)
-    if context_length is not None:
-        spec = _with_context(spec, context_length)
+    _check_context(spec, context_length)
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
     torch.set_num_threads(num_threads or hardware.usable_cores())
     chosen = choose_dtype(dtype)
     model = load_model(checkpoint, spec, dtype=_DTYPES[chosen], on_progress=on_load)
-    engine = Engine(model, weights_version=stored.weights_sha256, settings=EngineSettings())
-    return LocalModel(stored, checkpoint, spec, tokenizer, template, engine, chosen,
+    engine = Engine(model, weights_version=stored.weights_sha256,
+                    settings=EngineSettings(context_length=context_length))
+    return LocalModel(stored, tokenizer, template, engine, dtype=chosen,
+                      default_sampling=default_sampling(stored, checkpoint, config),
                       load_s=time.perf_counter() - started)
 
 
@@ -138,12 +139,11 @@ def choose_dtype(dtype: str) -> str:
     return dtype
 
 
-def _with_context(spec: ModelSpec, context_length: int) -> ModelSpec:
-    if not 1 <= context_length <= spec.max_position:
+def _check_context(spec: ModelSpec, context_length: int | None) -> None:
+    if context_length is not None and not 2 <= context_length <= spec.max_position:
         raise UsageError(f"context of {context_length} tokens is out of range",
-                         why=f"this model was made for 1 to {spec.max_position} tokens",
+                         why=f"this model was made for 2 to {spec.max_position} tokens",
                          hint=f"--context {spec.max_position}")
-    return replace(spec, max_position=context_length)
 
 
 class LocalModel:
@@ -155,17 +155,17 @@ class LocalModel:
     one and reports it). What is left out comes from `default_sampling`.
     """
 
-    def __init__(self, stored: hub.StoredModel, checkpoint: formats.Checkpoint, spec: ModelSpec,
-                 tokenizer: chat.Tokenizer, template: chat.ChatTemplate | None, engine: Engine, dtype: str,
-                 load_s: float) -> None:
+    def __init__(self, stored: hub.StoredModel, tokenizer: chat.Tokenizer,
+                 template: chat.ChatTemplate | None, engine: Engine, *, dtype: str,
+                 default_sampling: Mapping[str, float], load_s: float) -> None:
         self.stored = stored
-        self.spec = spec
+        self.spec: ModelSpec = engine.model.spec
         self.tokenizer = tokenizer
         self.template = template
         self.engine = engine
         self.dtype = dtype
         self.load_s = load_s
-        self.default_sampling = default_sampling(stored, checkpoint)
+        self.default_sampling = dict(default_sampling)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
 
@@ -341,13 +341,13 @@ class _Stream:
                             timings.prefill_s, timings.decode_tokens, timings.decode_s))
 
 
-def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint) -> dict[str, float]:
+def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint, config: Config) -> dict[str, float]:
     """Sampling the model's makers recommend.
 
     Taken from the catalogue, else `generation_config.json`, else GGUF `general.sampling.*`; else
     temperature 0.7.
     """
-    recommended = hub.recommended_sampling(stored)
+    recommended = hub.recommended_sampling(stored, config)
     if not recommended and checkpoint.format == "safetensors":
         path = checkpoint.path / "generation_config.json"
         record = formats.read_json(path, 1 << 20) if path.exists() else {}

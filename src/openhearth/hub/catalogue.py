@@ -19,6 +19,7 @@ from openhearth.config import Config
 from openhearth.errors import BadFile, UsageError
 from openhearth.hub.manifest import DIGEST
 from openhearth.hub.records import StoredModel
+from openhearth.hub.records import StoredModel
 from openhearth.hub.refs import check_relative_path, parse_ref
 
 DEFAULT_MODEL = "smollm2"
@@ -67,6 +68,18 @@ def recommended_sampling(stored: StoredModel, config: Config | None = None) -> d
     """
     entries = load_catalogue(config) if config else _read(_PACKAGED)
     for entry in entries.values():
+        if entry.sha256 == stored.weights_sha256:
+            return dict(entry.sampling)
+    return {}
+
+
+def recommended_sampling(stored: StoredModel, config: Config) -> dict[str, float]:
+    """Return the sampling that a model's authors recommend, by the names of `engine.Sampling`.
+
+    A model is recognised by its weights' hash, whatever it is called here; empty when none is known.
+    Raises: BadFile as `load_catalogue`.
+    """
+    for entry in load_catalogue(config).values():
         if entry.sha256 == stored.weights_sha256:
             return dict(entry.sampling)
     return {}
