@@ -1,13 +1,16 @@
 """A model hub, a package index and a plain file server on localhost, with faults to switch on.
 
-Speaks what stock `huggingface_hub` and `pip` ask for: model info, tree with pages, `resolve` with redirects to
-storage for large files, PEP 503 and PEP 691 project pages. Counts the body bytes served per path and records
-every request with its headers.
+Speaks what stock `huggingface_hub` and `pip` ask for: model info, tree with pages, `resolve` with redirects
+to storage for large files, PEP 503 and PEP 691 project pages. Counts the body bytes served per path and
+records every request with its headers.
 """
 
 import hashlib
 import json
 import re
+import socket
+import ssl
+import sys
 import threading
 import time
 import zipfile
@@ -16,15 +19,20 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+CERTIFICATE = Path(__file__).parent / "tls" / "cert.pem"
+"""Self-signed, for 127.0.0.1 and localhost; its key lies beside it and protects nothing."""
 
 
 @dataclass
 class Faults:
     """What goes wrong from now on; change fields at any time. Counters go down as they strike.
 
-    drop_after: each file body is cut after that many bytes, num_drops times (-1: always). fail_statuses: answered
-    once each, to file requests, before anything else, with retry_after when set. delay_s: before each 64 KiB.
+    drop_after: each file body is cut after that many bytes, num_drops times (-1: always). fail_statuses:
+    answered once each, to file requests, before anything else, with retry_after when set. delay_s: before
+    each 64 KiB.
     """
 
     has_ranges: bool = True
@@ -65,17 +73,19 @@ def is_large(path: str, body: bytes) -> bool:
 
 
 class HubServer:
-    """Two HTTP servers: the hub itself (`url`) and its storage on another port, so another origin (`storage_url`).
+    """Two HTTP servers: the hub itself (`url`) and its storage on another port, so another origin.
 
     Use as a context manager. served: body bytes written per path; requests: (method, path, headers).
     """
 
-    def __init__(self, *, page_size: int = 1000) -> None:
+    def __init__(self, *, page_size: int = 1000, is_tls: bool = False) -> None:
         self.page_size = page_size
+        self.is_tls = is_tls
         self.faults = Faults()
         self.repos: dict[str, Repo] = {}
         self.files: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
+        self.content_types: dict[str, str] = {}
         self.wheels: dict[str, list[dict]] = {}
         self.index_format = "json"
         self.index_auth: str | None = None
@@ -84,8 +94,10 @@ class HubServer:
         self.served: Counter[str] = Counter()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.lock = threading.Lock()
+        self.num_active = 0
         self._servers = [self._serve(is_storage) for is_storage in (False, True)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.url, self.storage_url = (
+            f"{'https' if is_tls else 'http'}://127.0.0.1:{server.server_port}" for server in self._servers)
 
     def __enter__(self):
         return self
@@ -97,8 +109,11 @@ class HubServer:
 
     def _serve(self, is_storage: bool) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "is_storage": is_storage})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), handler)
+        if self.is_tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server
 
@@ -114,19 +129,21 @@ class HubServer:
         return commit
 
     def add_file(self, path: str, body: bytes, etag: str | None = None) -> str:
-        """Serve bytes at a path of the hub's port; returns the address. No etag: none is sent when etag is ''."""
+        """Serve bytes at a path of the hub's port; returns the address. With etag '' none is sent."""
         self.files[path] = body
         self.etags[path] = hashlib.md5(body).hexdigest() if etag is None else etag
         return self.url + path
 
     def add_wheel(self, dist: str, version: str, members: dict[str, bytes], *, yanked: bool = False,
-                  compress: int = zipfile.ZIP_DEFLATED, tag: str = "py3-none-any", body: bytes | None = None) -> bytes:
+                  compress: int = zipfile.ZIP_DEFLATED, tag: str = "py3-none-any",
+                  body: bytes | None = None) -> bytes:
         """Put an installable wheel on the index (served below /simple/ and /packages/); returns its bytes."""
         module = dist.replace("-", "_")
         if body is None:
             buffer = BytesIO()
             meta = f"{module}-{version}.dist-info"
-            extra = {f"{meta}/METADATA": f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n".encode(),
+            metadata = f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n"
+            extra = {f"{meta}/METADATA": metadata.encode(),
                      f"{meta}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n".encode(),
                      f"{meta}/RECORD": b""}
             with zipfile.ZipFile(buffer, "w", compress) as archive:
@@ -143,12 +160,34 @@ class HubServer:
     def total_served(self) -> int:
         """Body bytes of files (not of listings) written so far."""
         with self.lock:
-            return sum(count for path, count in self.served.items() if not path.startswith(("/api/", "/simple/")))
+            return sum(count for path, count in self.served.items()
+                       if not path.startswith(("/api/", "/simple/")))
+
+    def settle(self) -> None:
+        """Wait until no body is being written, as after a client has gone away."""
+        while self.num_active:
+            time.sleep(0.005)
 
     def headers_of(self, path_part: str) -> list[dict[str, str]]:
         """Headers (lower-case names) of the requests whose path contains a text."""
         with self.lock:
             return [headers for _, path, headers in self.requests if path_part in path]
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 64
+
+    def get_request(self):
+        """Accept with a small send buffer, so that what was served is close to what has arrived."""
+        connection, address = super().get_request()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        return connection, address
+
+    def handle_error(self, request, client_address):
+        """Clients that go away are what these tests are about; anything else is a mistake here."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -171,8 +210,15 @@ class _Handler(BaseHTTPRequestHandler):
             hub.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
         parts = urlsplit(self.path)
         path = unquote(parts.path)
+        with hub.lock:
+            hub.num_active += 1
         try:
-            if path.startswith("/api/models/"):
+            if path in hub.files and not path.startswith("/storage/"):
+                headers = {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {}
+                if path in hub.content_types:
+                    headers["Content-Type"] = hub.content_types[path]
+                self._file(path, hub.files[path], headers)
+            elif path.startswith("/api/models/"):
                 self._api(parts, path)
             elif "/resolve/" in path:
                 self._resolve(parts, path)
@@ -180,12 +226,13 @@ class _Handler(BaseHTTPRequestHandler):
                 self._index(path)
             elif path.startswith("/storage/") and self.is_storage:
                 self._storage(parts, path)
-            elif path in hub.files:
-                self._file(path, hub.files[path], {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {})
             else:
                 self._send(404, b"not found")
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionError:
             self.close_connection = True
+        finally:
+            with hub.lock:
+                hub.num_active -= 1
 
     # -- hub API
 
@@ -227,15 +274,15 @@ class _Handler(BaseHTTPRequestHandler):
             if is_large(path, body):
                 sha256 = self.hub.lying_sha256.get(path, hashlib.sha256(body).hexdigest())
                 entry["lfs"] = {"oid": sha256, "size": len(body), "pointerSize": 130}
-                entry["oid"] = hashlib.sha1(sha256.encode()).hexdigest()  # the pointer's id, not the content's
+                entry["oid"] = hashlib.sha1(sha256.encode()).hexdigest()  # stands for the pointer's id
             entries.append(entry)
         folders = sorted({path.rpartition("/")[0] for path in files if "/" in path})
         entries += [{"type": "directory", "path": folder, "oid": "0" * 40} for folder in folders]
         start = int(query.get("cursor", ["0"])[0])
         headers = {"Content-Type": "application/json"}
         if start + self.hub.page_size < len(entries):
-            following = self.hub.lying_next or (
-                f"{self.hub.url}/api/models/{name}/tree/{commit}?recursive=true&cursor={start + self.hub.page_size}")
+            page = f"{self.hub.url}/api/models/{name}/tree/{commit}?recursive=true"
+            following = self.hub.lying_next or f"{page}&cursor={start + self.hub.page_size}"
             headers["Link"] = f'<{following}>; rel="next"'
         self._send(200, json.dumps(entries[start:start + self.hub.page_size]).encode(), headers)
 
@@ -250,7 +297,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
             return
         if repo.is_gated and self.headers.get("Authorization") != f"Bearer {repo.token}":
-            self._error(403 if "Authorization" in self.headers else 401, "GatedRepo", "Access to this model is restricted")
+            status = 403 if "Authorization" in self.headers else 401
+            self._error(status, "GatedRepo", "Access to this model is restricted")
             return
         body = repo.commits[commit].get(file)
         if body is None:
@@ -260,8 +308,8 @@ class _Handler(BaseHTTPRequestHandler):
         if is_large(file, body) and self.hub.faults.redirect_large:
             sha256 = hashlib.sha256(body).hexdigest()
             self.hub.files[f"/storage/{sha256}"] = body
-            headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(body)),
-                        "Location": f"{self.hub.storage_url}/storage/{sha256}?signature=s{len(self.hub.requests)}"}
+            signed = f"{self.hub.storage_url}/storage/{sha256}?signature=s{len(self.hub.requests)}"
+            headers |= {"X-Linked-Etag": f'"{sha256}"', "X-Linked-Size": str(len(body)), "Location": signed}
             self._send(302, b"", headers)
             return
         etag = hashlib.sha256(body).hexdigest() if is_large(file, body) else git_blob_id(body)
@@ -272,10 +320,11 @@ class _Handler(BaseHTTPRequestHandler):
         faults = self.hub.faults
         if "Authorization" in self.headers or "signature" not in parse_qs(parts.query):
             self._send(400, b"unexpected credentials")
-        elif faults.expire_signed and self.headers.get("Range", "") != "bytes=0-0" and self._strike("expire_signed"):
+        elif faults.expire_signed and self._strike("expire_signed"):
             self._send(403, b"expired")
         else:
-            self._file(path, self.hub.files[path], {"ETag": f'"{hashlib.md5(self.hub.files[path]).hexdigest()}-1"'})
+            body = self.hub.files[path]
+            self._file(path, body, {"ETag": f'"{hashlib.md5(body).hexdigest()}-1"'})
 
     # -- package index
 
@@ -290,11 +339,13 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.hub.index_format == "json" and "vnd.pypi.simple.v1+json" in self.headers.get("Accept", ""):
             page = {"meta": {"api-version": "1.1"}, "name": name, "files": wheels,
                     "versions": sorted({wheel["filename"].split("-")[1] for wheel in wheels})}
-            self._send(200, json.dumps(page).encode(), {"Content-Type": "application/vnd.pypi.simple.v1+json"})
+            kind = "application/vnd.pypi.simple.v1+json"
+            self._send(200, json.dumps(page).encode(), {"Content-Type": kind})
         else:
             links = "".join(
                 f'<a href="{quote(wheel["url"])}#sha256={wheel["hashes"]["sha256"]}"'
-                f'{" data-yanked=broken" if wheel["yanked"] else ""}>{wheel["filename"]}</a><br>\n' for wheel in wheels)
+                f'{" data-yanked=broken" if wheel["yanked"] else ""}>{wheel["filename"]}</a><br>\n'
+                for wheel in wheels)
             self._send(200, f"<!DOCTYPE html><html><body>\n{links}</body></html>".encode(),
                        {"Content-Type": "text/html; charset=utf-8"})
 
@@ -366,7 +417,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _error(self, status, code, message, headers=None):
         self._send(status, json.dumps({"error": message}).encode(),
-                   {"X-Error-Code": code, "X-Error-Message": message, "Content-Type": "application/json", **(headers or {})})
+                   {"X-Error-Code": code, "X-Error-Message": message, "Content-Type": "application/json",
+                    **(headers or {})})
 
     def _send(self, status, body, headers=None):
         self.send_response(status)

@@ -34,8 +34,11 @@ _MAX_REDIRECTS = 8
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to try one request. waits double from first_wait_s; a server that asks for more than max_wait_s
-    gets no further try. is_hasty: a connection that times out is not tried again."""
+    """How long to try one request.
+
+    Waits double from first_wait_s; a server that asks for more than max_wait_s gets no further try.
+    is_hasty: a connection that times out is not tried again.
+    """
 
     num_tries: int
     first_wait_s: float
@@ -53,7 +56,7 @@ class Patience:
 
 
 LISTING = Patience(num_tries=3, first_wait_s=0.2, max_wait_s=10, connect_s=4, read_s=20, is_hasty=True)
-TRANSFER = Patience(num_tries=6, first_wait_s=0.25, max_wait_s=120, connect_s=10, read_s=30)
+TRANSFER = Patience(num_tries=8, first_wait_s=0.25, max_wait_s=120, connect_s=10, read_s=30)
 
 
 @dataclass(eq=False)
@@ -130,7 +133,8 @@ class Client:
         self._lock = threading.Lock()
 
     def open(self, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None,
-             patience: Patience = LISTING, stop: threading.Event | None = None, is_following: bool = True) -> Answer:
+             patience: Patience = LISTING, stop: threading.Event | None = None,
+             is_following: bool = True) -> Answer:
         """Send a request and return its answer, whatever the status, with the body unread.
 
         is_following: False returns a redirect itself, for the headers on it.
@@ -153,15 +157,17 @@ class Client:
                 asked_s, reason = _asked_wait_s(answer.headers), f"it answered {answer.status}"
                 answer.close()
             except urllib3.exceptions.HTTPError as error:
-                may_retry = not (_is_certificate(error) or (
-                    patience.is_hasty and isinstance(error, urllib3.exceptions.ConnectTimeoutError)))
+                is_slow = (isinstance(error, urllib3.exceptions.ConnectTimeoutError)
+                           and not isinstance(error, urllib3.exceptions.NewConnectionError))
+                may_retry = not _is_certificate(error) and not (patience.is_hasty and is_slow)
                 reason = describe(error)
             num_failures += 1
             wait_s = patience.wait_s(num_failures, asked_s) if may_retry else None
             if wait_s is None or (stop or threading.Event()).wait(wait_s):
                 raise _unreachable(url, reason, num_failures, asked_s)
 
-    def read(self, url: str, *, max_bytes: int, headers: Mapping[str, str] | None = None) -> tuple[Answer, bytes]:
+    def read(self, url: str, *, max_bytes: int,
+             headers: Mapping[str, str] | None = None) -> tuple[Answer, bytes]:
         """GET a small document and return its answer and whole body (decompressed).
 
         Raises: as `open`, and NetworkError when the body is longer than max_bytes or breaks off twice.
@@ -253,9 +259,11 @@ def error_of(answer: Answer, what: str) -> HearthError:
         return AccessDenied(f"{what} is gated: its owner wants terms accepted first", why=why,
                             hint="accept them on the model's page, then HF_TOKEN=hf_... in the environment")
     if code == "RevisionNotFound":
-        return ModelNotFound(f"{what}: no such revision", why=why, hint="leave `@revision` out for the newest")
+        return ModelNotFound(f"{what}: no such revision", why=why,
+                             hint="leave `@revision` out for the newest")
     if code == "EntryNotFound":
-        return ModelNotFound(f"{what}: no such file", why=why, hint="leave `:file` out, or add --dry-run to see the files")
+        return ModelNotFound(f"{what}: no such file", why=why,
+                             hint="leave `:file` out, or add --dry-run to see the files")
     if code == "RepoNotFound":
         return ModelNotFound(f"{what}: no such repository, or it is private", why=why,
                              hint="check the name; for a private one set HF_TOKEN")

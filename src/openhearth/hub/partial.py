@@ -54,11 +54,14 @@ class Target:
                 raise HashMismatch(f"`{self.label}` is not the file that was promised; it was removed",
                                    why=f"expected {name} {expected}\nactual   {name} {actual}\n"
                                        f"source   {redact(self.url)}",
-                                   hint="run the same command again; if it repeats, the source has another file")
+                                   hint="run the same command again; if it repeats, the source is wrong")
 
 
 class Digest:
-    """sha256 of a file's growing prefix; with its size also git's blob id (sha1 of `blob <size>` NUL content)."""
+    """sha256 of a file's growing prefix; with its size also git's blob id.
+
+    That id is the sha1 of `blob <size>`, a NUL and the content (git's object format).
+    """
 
     def __init__(self, size: int | None = None) -> None:
         self.position = 0
@@ -67,7 +70,10 @@ class Digest:
 
     def advance(self, fd: int, end: int) -> None:
         """Hash the file from where the last call stopped up to end."""
-        while self.position < end and (piece := os.pread(fd, min(CHUNK_BYTES, end - self.position), self.position)):
+        while self.position < end:
+            piece = os.pread(fd, min(CHUNK_BYTES, end - self.position), self.position)
+            if not piece:
+                return
             self.update(piece)
 
     def update(self, piece: bytes) -> None:
@@ -115,7 +121,7 @@ def resumable(target: Target, partial: Path) -> tuple[Identity, Ranges] | None:
 
 
 def allocate(fd: int, size: int) -> None:
-    """Reserve the blocks of a file of this size, so that a disk that is too small is met before the first byte.
+    """Reserve the blocks of a file of this size, to meet a disk that is too small before the first byte.
 
     Raises: OSError with an errno that `disk_error` knows.
     """

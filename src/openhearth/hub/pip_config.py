@@ -1,8 +1,8 @@
 """Where packages come from on this machine, read from pip's own configuration without pip.
 
-Order (pip's documentation, "Configuration"): global files, user files, the environment's file, PIP_CONFIG_FILE,
-then PIP_* variables; inside files `[global]`, then `[install]`, then `[download]`. When no index is configured,
-the default is the one the installed pip, or the copy Python bundles, is built with.
+Order (pip's documentation, "Configuration"): global files, user files, the environment's file,
+PIP_CONFIG_FILE, then PIP_* variables; inside files `[global]`, then `[install]`, then `[download]`. When no
+index is configured, the default is the one the installed pip, or the copy Python bundles, is built with.
 
 Does not: run or import pip, or read any setting that changes what is installed.
 """
@@ -68,10 +68,11 @@ def read_pip_config(env: Mapping[str, str] | None = None) -> PipConfig:
     index_urls: tuple[str, ...] = ()
     if settings.get("no-index", "").lower() not in {"1", "true", "yes", "on", "y", "t"}:
         main = settings.get("index-url") or _built_in_index()
-        index_urls = tuple(dict.fromkeys([*([main] if main else []), *settings.get("extra-index-url", "").split()]))
+        extra = settings.get("extra-index-url", "").split()
+        index_urls = tuple(dict.fromkeys([main, *extra] if main else extra))
     if not index_urls and not find_links:
         raise UsageError("pip's configuration names no package index",
-                         hint="PIP_INDEX_URL=https://... in the environment, or pip config set global.index-url")
+                         hint="PIP_INDEX_URL=https://... , or pip config set global.index-url https://...")
     return PipConfig(index_urls, find_links, tuple(settings.get("trusted-host", "").split()),
                      settings.get("cert") or None, settings.get("proxy") or None, timeout_s)
 
@@ -98,7 +99,8 @@ def _read_sections(env: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _named(options: Mapping[str, str]) -> dict[str, str]:
     """Return options under pip's long names: `Index_URL` is `index-url`."""
-    named = {key.lower().replace("_", "-").removeprefix("--"): value for key, value in options.items() if value}
+    named = {key.lower().replace("_", "-").removeprefix("--"): value
+             for key, value in options.items() if value}
     return {_ALIASES.get(key, key): value for key, value in named.items()}
 
 
@@ -112,7 +114,8 @@ def _config_files(env: Mapping[str, str]) -> list[Path]:
     if sys.platform == "darwin":
         files = [Path("/Library/Application Support/pip/pip.conf")]
         native = home / "Library" / "Application Support" / "pip"
-        user = [home / ".pip" / "pip.conf", (native if native.is_dir() else home / ".config" / "pip") / "pip.conf"]
+        user = [home / ".pip" / "pip.conf",
+                (native if native.is_dir() else home / ".config" / "pip") / "pip.conf"]
     else:
         folders = (env.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(os.pathsep)
         files = [*(Path(folder) / "pip" / "pip.conf" for folder in folders if folder), Path("/etc/pip.conf")]
@@ -132,7 +135,8 @@ def _built_in_index() -> str | None:
         text = text or (path.read_text(encoding="utf-8") if path.is_file() else "")
     if not text:
         spec = importlib.util.find_spec("ensurepip")
-        for wheel in sorted(Path(spec.origin).parent.glob("_bundled/pip-*.whl")) if spec and spec.origin else ():
+        folder = Path(spec.origin).parent if spec and spec.origin else Path()
+        for wheel in sorted(folder.glob("_bundled/pip-*.whl")):
             with zipfile.ZipFile(wheel) as archive:
                 text = archive.read(_INDEX_MODULE).decode()
     match = _DEFAULT_INDEX.search(text)

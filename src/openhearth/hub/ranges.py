@@ -14,12 +14,32 @@ import re
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 
 from openhearth.errors import NetworkError
-from openhearth.hub.http import TRANSFER, Answer, Client, describe, error_of, etag_of, redact
+from openhearth.hub.http import (
+    TRANSFER,
+    Answer,
+    Client,
+    Patience,
+    describe,
+    error_of,
+    etag_of,
+    origin,
+    redact,
+)
 from openhearth.hub.journal import Identity, Journal, Ranges
-from openhearth.hub.partial import CHUNK_BYTES, Digest, Report, Target, allocate, beside, disk_error, resumable
+from openhearth.hub.partial import (
+    CHUNK_BYTES,
+    Digest,
+    Report,
+    Target,
+    allocate,
+    beside,
+    disk_error,
+    resumable,
+)
 from openhearth.hub.stream import check_encoding, stream
 
 _MAX_SPAN_BYTES = 64 << 20
@@ -34,7 +54,8 @@ class Download:
     """One run of one transfer into `partial`; `run` once."""
 
     def __init__(self, target: Target, partial: Path, client: Client, *, num_connections: int,
-                 report: Report) -> None:
+                 report: Report, patience: Patience = TRANSFER) -> None:
+        self._patience = patience
         self._target = target
         self._partial = partial
         self._client = client
@@ -64,7 +85,7 @@ class Download:
         except OSError as error:
             raise disk_error(error, self._target.label) from None
         raise NetworkError(f"`{self._target.label}` changes while it is fetched",
-                           why=f"{redact(self._target.url)} answered with another version {_MAX_RESTARTS} times")
+                           why=f"{redact(self._target.url)} answered with {_MAX_RESTARTS} different versions")
 
     def _attempt(self) -> Digest | None:
         """Return the digest when all bytes are there, None when the remote changed and all starts over."""
@@ -77,7 +98,7 @@ class Download:
         end = min(end, start + CHUNK_BYTES)
         answer = self._ask(start, end)
         if answer.status == 200:
-            return stream(self._target, self._partial, self._client, answer, self._report)
+            return stream(self._target, self._partial, self._client, answer, self._report, self._patience)
         if answer.status == 416:
             answer.close()
             if answer.headers.get("Content-Range") == "bytes */0" and not self._target.size:
@@ -127,7 +148,8 @@ class Download:
         if span:
             gaps[0] = (span[1], gaps[0][1])
         step = max(CHUNK_BYTES, min(_MAX_SPAN_BYTES, -(-identity.size // (4 * self._num_connections))))
-        self._tasks.extend((start, min(start + step, end)) for low, end in gaps for start in range(low, end, step))
+        self._tasks.extend((start, min(start + step, end))
+                           for low, end in gaps for start in range(low, end, step))
         num_threads = min(self._num_connections, len(self._tasks) + (span is not None))
         threads = [threading.Thread(target=self._work, daemon=True, name=f"range-{number}",
                                     args=(fd, identity, *((answer, span) if number == 0 else (None, None))))
@@ -152,6 +174,7 @@ class Download:
         if self._failure:
             raise self._failure
         self._journal.sync(fd)
+        self._tell(identity.size)
         return digest
 
     def _halt(self, threads: list[threading.Thread]) -> None:
@@ -198,7 +221,7 @@ class Download:
             if answer is None:
                 answer = self._ask(position, end)
                 _, size = self._check_range(answer, position, end)
-                if not _is_same(identity, Identity(size, identity.sha256, identity.git_sha1, etag_of(answer))):
+                if not _is_same(identity, replace(identity, size=size, etag=etag_of(answer))):
                     answer.close()
                     raise NetworkError(f"`{self._target.label}` changed at its source while it was fetched",
                                        hint="run the same command again")
@@ -206,7 +229,7 @@ class Download:
             num_failures = 1 if reached - position >= _FORGIVING_BYTES else num_failures + 1
             position, answer = reached, None
             if position < end and not self._stop.is_set():
-                wait_s = TRANSFER.wait_s(num_failures, None)
+                wait_s = self._patience.wait_s(num_failures, None)
                 if wait_s is None:
                     raise NetworkError(f"`{self._target.label}` broke off {num_failures} times",
                                        why=f"{redact(self._target.url)}: {reason}",
@@ -235,7 +258,7 @@ class Download:
                 if not piece:
                     break
             if position == end:
-                answer.raw.drain_conn()  # nothing is left to read: gives the connection back for the next span
+                answer.raw.drain_conn()  # nothing is left: this keeps the connection for the next span
         finally:
             with self._lock:
                 self._active.discard(answer)
@@ -254,20 +277,25 @@ class Download:
             return len(piece)
 
     def _ask(self, start: int, end: int) -> Answer:
-        """Ask for bytes start..end; return an answer of 200, 206 or 416."""
-        wanted = {"Range": f"bytes={start}-{end - 1}"}
-        if self._final_url and self._final_url != self._target.url:
-            answer = self._client.open(self._final_url, headers=wanted, patience=TRANSFER, stop=self._stop)
-            if answer.status == 206:
-                return answer
-            answer.close()  # a signed address has expired: ask the source for a new one
-        answer = self._client.open(self._target.url, headers={**self._target.headers, **wanted},
-                                   patience=TRANSFER, stop=self._stop)
+        """Ask for bytes start..end, where redirects led before if they did; return a 200, 206 or 416."""
+        answer = None
+        source, final = self._target.url, self._final_url
+        if final and final != source:
+            answer = self._send(final, start, end)
+            if answer.status != 206:  # a signed address has expired: ask the source for a new one
+                answer.close()
+                answer = None
+        answer = answer or self._send(source, start, end)
         if answer.status not in {200, 206, 416}:
             raise error_of(answer, f"`{self._target.label}`")
         check_encoding(self._target, answer)
         self._final_url = answer.url
         return answer
+
+    def _send(self, url: str, start: int, end: int) -> Answer:
+        headers = dict(self._target.headers) if origin(url) == origin(self._target.url) else {}
+        headers["Range"] = f"bytes={start}-{end - 1}"
+        return self._client.open(url, headers=headers, patience=self._patience, stop=self._stop)
 
     def _check_range(self, answer: Answer, start: int, end: int) -> tuple[tuple[int, int], int]:
         """Return ((start, end), total size) of a 206 answer.

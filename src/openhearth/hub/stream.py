@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 from openhearth.errors import HashMismatch, HearthError, NetworkError
-from openhearth.hub.http import TRANSFER, Answer, Client, describe, error_of, redact
+from openhearth.hub.http import Answer, Client, Patience, describe, error_of, redact
 from openhearth.hub.partial import CHUNK_BYTES, Digest, Report, Target, allocate, disk_error, remove
 
 NOTE = "the server has no ranges: one stream, and a break starts over"
 
 
-def stream(target: Target, partial: Path, client: Client, answer: Answer, report: Report) -> Digest:
+def stream(target: Target, partial: Path, client: Client, answer: Answer, report: Report,
+           patience: Patience) -> Digest:
     """Write the body of `answer` (status 200) to partial and return its digest.
 
     Raises: NetworkError after several breaks; HashMismatch when the length is not the promised one;
@@ -31,12 +33,13 @@ def stream(target: Target, partial: Path, client: Client, answer: Answer, report
             if not reason:
                 return digest
             num_failures += 1
-            wait_s = TRANSFER.wait_s(num_failures, None)
+            wait_s = patience.wait_s(num_failures, None)
             if wait_s is None:
                 raise NetworkError(f"`{target.label}` broke off {num_failures} times",
-                                   why=f"{redact(target.url)}: {reason}; the server has no ranges, so each try "
-                                       "starts over")
-            answer = client.open(target.url, headers=target.headers, patience=TRANSFER)
+                                   why=f"{redact(target.url)}: {reason}; the server has no ranges, so each "
+                                       "try starts over")
+            time.sleep(wait_s)
+            answer = client.open(target.url, headers=target.headers, patience=patience)
             if answer.status != 200:
                 raise error_of(answer, f"`{target.label}`")
             check_encoding(target, answer)
@@ -57,7 +60,8 @@ def check_encoding(target: Target, answer: Answer) -> None:
                            why="the plain bytes were asked for; a changed body cannot be resumed or checked")
 
 
-def _copy(target: Target, partial: Path, answer: Answer, size: int | None, report: Report) -> tuple[Digest, str]:
+def _copy(target: Target, partial: Path, answer: Answer, size: int | None,
+          report: Report) -> tuple[Digest, str]:
     """Copy one body; return its digest and why it broke off ("" when it is whole)."""
     import urllib3
 

