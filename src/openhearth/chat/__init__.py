@@ -1,8 +1,12 @@
 """Tokenizers, chat templates and text streaming: everything between text and token ids."""
 
+from openhearth.chat.budget import TemplateLimits
 from openhearth.chat.load import load_tokenizer
+from openhearth.chat.render import RenderedChat, render
 from openhearth.chat.stops import StopStrings
+from openhearth.chat.template import ChatTemplate, load_template
 from openhearth.chat.text_stream import TextStream
-from openhearth.chat.tokenizer import Tokenizer
+from openhearth.chat.tokenizer import Marks, Tokenizer
 
-__all__ = ["StopStrings", "TextStream", "Tokenizer", "load_tokenizer"]
+__all__ = ["ChatTemplate", "Marks", "RenderedChat", "StopStrings", "TemplateLimits", "TextStream", "Tokenizer",
+           "load_template", "load_tokenizer", "render"]

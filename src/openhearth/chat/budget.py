@@ -1,0 +1,96 @@
+"""What one rendering of a chat template may spend: steps, characters and wall time.
+
+The sandbox (`sandbox.py`) charges a budget at every loop iteration, call, filter, operator,
+comparison, lookup and output, so no thread or signal is needed and it works in any thread.
+
+Does not: interrupt one single operation. Each is bounded through the sizes of its operands, which
+the same limits bound.
+"""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from openhearth.errors import TemplateError
+
+
+@dataclass(frozen=True)
+class TemplateLimits:
+    """Limits of one rendering; a real template uses a small fraction of each.
+
+    source_chars: of the template. output_chars: of the result, and of any single value.
+    total_chars: of all values made on the way (a list element counts as 8). steps: operations.
+    seconds: wall time. range_length: items of one `range`. Example:
+    ``TemplateLimits(output_chars=1000)``.
+    """
+
+    source_chars: int = 512 << 10
+    output_chars: int = 16 << 20
+    total_chars: int = 256 << 20
+    steps: int = 1_000_000
+    seconds: float = 10.0
+    range_length: int = 100_000
+
+
+class Budget:
+    """Counts what one rendering spends."""
+
+    def __init__(self, limits: TemplateLimits) -> None:
+        self.limits = limits
+        self._steps = 0
+        self._chars = 0
+        self._deadline = time.monotonic() + limits.seconds
+
+    def step(self) -> None:
+        """Charge one operation. Raises: TemplateError over the limit of steps or time."""
+        self._steps += 1
+        if self._steps > self.limits.steps:
+            raise _over(f"takes more than {self.limits.steps} steps")
+        if time.monotonic() > self._deadline:
+            raise _over(f"takes longer than {self.limits.seconds:g} s")
+
+    def charge(self, num_chars: int) -> None:
+        """Charge one value of this size, before it is made where that is possible. Raises: TemplateError."""
+        if num_chars > self.limits.output_chars:
+            raise _over(f"makes a value of {num_chars} characters, the limit is {self.limits.output_chars}")
+        self._chars += num_chars
+        if self._chars > self.limits.total_chars:
+            raise _over(f"makes more than {self.limits.total_chars} characters of values")
+
+
+_current: ContextVar[Budget] = ContextVar("template_budget")
+
+
+def current_budget() -> Budget:
+    """Return the budget of the rendering or compilation that runs in this context."""
+    return _current.get()
+
+
+class spending:
+    """Context manager: work inside is charged to this budget. Example: ``with spending(Budget(limits)): ...``"""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+
+    def __enter__(self) -> Budget:
+        self._token = _current.set(self._budget)
+        return self._budget
+
+    def __exit__(self, *exc_info: object) -> None:
+        _current.reset(self._token)
+
+
+def size_of(value: object) -> int:
+    """Return the characters that a value counts as."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, list | tuple | dict | set):
+        return 8 * len(value)
+    return 0
+
+
+def _over(what: str) -> TemplateError:
+    return TemplateError(f"the chat template {what}", why="it was stopped; a chat template is short work",
+                         hint="hearth run --raw, or a template of your own")
