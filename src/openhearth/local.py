@@ -1,0 +1,356 @@
+"""A model on this machine, text in and text out: what `hearth run` and `openhearth.load` use.
+
+It joins the store, the tokenizer and template, and the engine, and adds nothing to them: token ids
+are drawn by the engine, text is cut by `chat/`. Requests that are open at the same time share the
+engine's batches.
+
+Does not: serve a network, keep conversations, or choose what to say when no template exists
+(`chat` then refuses; `generate` takes plain prompts).
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from openhearth import chat, formats, hardware, hub
+from openhearth.config import Config
+from openhearth.engine import Engine, EngineSettings, Request, RequestTimings, Sampling, TokenEvent
+from openhearth.errors import TemplateError, UsageError
+from openhearth.models import load_model
+from openhearth.spec import ModelSpec, read_spec
+
+DEFAULT_MAX_TOKENS = 1024
+FALLBACK_SAMPLING = {"temperature": 0.7}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Where an answer's time went, in seconds.
+
+    load_s: reading the model, fetching not included. first_token_s counts from submission.
+    """
+
+    load_s: float
+    first_token_s: float
+    prefill_tokens: int
+    prefill_s: float
+    decode_tokens: int
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finished completion.
+
+    token_ids includes the stop token when one ended it; text does not. logprobs belong to
+    token_ids; top_logprobs holds (token id, logprob) pairs per token, empty unless asked for.
+    seed, with the prompt's token ids, the settings and the weights, gives the same answer again.
+    """
+
+    text: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...]
+    finish_reason: str
+    weights_sha256: str
+    seed: int
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one step added. text may be empty (half a character, the start of a stop string).
+
+    answer is set on the last piece.
+    """
+
+    text: str
+    token_id: int | None
+    logprob: float | None
+    answer: Answer | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probability of each token of a text given those before it; None for the first."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+
+
+def load(
+    ref: str | None = None,
+    *,
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    context_length: int | None = None,
+    num_threads: int | None = None,
+    config: Config | None = None,
+    on_progress: hub.OnProgress | None = None,
+    on_load: Callable[[int, int], None] | None = None,
+) -> LocalModel:
+    """Load a model, fetching it first when it is not on disk.
+
+    ref: see `hub.parse_ref`; None is the catalogue's default. dtype auto: bfloat16 where the CPU
+    multiplies it natively, else float32. context_length: caps the model's own, in tokens.
+    num_threads: None uses every core this process may use. on_load: called with bytes done and
+    bytes in all while weights are read.
+    Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
+    UsageError.
+    """
+    config = config or Config.from_env()
+    stored = hub.pull(ref or hub.DEFAULT_MODEL, config, on_progress)
+    started = time.perf_counter()
+    checkpoint = formats.open_checkpoint(stored.path)
+    spec = read_spec(checkpoint)
+    if context_length is not None:
+        spec = _with_context(spec, context_length)
+    tokenizer = chat.load_tokenizer(checkpoint)
+    template = chat.load_template(checkpoint, tokenizer)
+    torch.set_num_threads(num_threads or hardware.usable_cores())
+    chosen = choose_dtype(dtype)
+    model = load_model(checkpoint, spec, dtype=_DTYPES[chosen], on_progress=on_load)
+    engine = Engine(model, weights_version=stored.weights_sha256, settings=EngineSettings())
+    return LocalModel(stored, checkpoint, spec, tokenizer, template, engine, chosen,
+                      load_s=time.perf_counter() - started)
+
+
+def choose_dtype(dtype: str) -> str:
+    """Return "float32" or "bfloat16" for a setting that may be "auto". Raises: UsageError."""
+    if dtype == "auto":
+        return "bfloat16" if hardware.has_fast_bfloat16() else "float32"
+    if dtype not in _DTYPES:
+        raise UsageError(f"dtype `{dtype}` is unknown", why="expected auto, float32 or bfloat16",
+                         hint="--dtype auto")
+    return dtype
+
+
+def _with_context(spec: ModelSpec, context_length: int) -> ModelSpec:
+    if not 1 <= context_length <= spec.max_position:
+        raise UsageError(f"context of {context_length} tokens is out of range",
+                         why=f"this model was made for 1 to {spec.max_position} tokens",
+                         hint=f"--context {spec.max_position}")
+    return replace(spec, max_position=context_length)
+
+
+class LocalModel:
+    """A loaded model. Use from several threads is safe; their requests share batches.
+
+    Sampling arguments everywhere: temperature, top_k, top_p, min_p, repetition_penalty,
+    presence_penalty, frequency_penalty, logit_bias, max_tokens, num_logprobs, token_mask as in
+    `engine.Sampling`; stop (strings); stop_token_ids (added to the model's own); seed (None draws
+    one and reports it). What is left out comes from `default_sampling`.
+    """
+
+    def __init__(self, stored: hub.StoredModel, checkpoint: formats.Checkpoint, spec: ModelSpec,
+                 tokenizer: chat.Tokenizer, template: chat.ChatTemplate | None, engine: Engine, dtype: str,
+                 load_s: float) -> None:
+        self.stored = stored
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self.template = template
+        self.engine = engine
+        self.dtype = dtype
+        self.load_s = load_s
+        self.default_sampling = default_sampling(stored, checkpoint)
+        self._lock = threading.RLock()
+        self._inboxes: dict[int, deque[TokenEvent]] = {}
+
+    def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids of a plain prompt: the text as is, with BOS where the tokenizer adds one."""
+        if isinstance(prompt, str):
+            return tuple(self.tokenizer.encode(prompt, add_special_tokens=True))
+        return tuple(prompt)
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> chat.RenderedChat:
+        """Render a conversation up to the assistant's turn. variables: tools, now, template variables.
+
+        Raises: TemplateError when the model has no chat template or it fails.
+        """
+        if self.template is None:
+            raise TemplateError(f"`{self.stored.name}` has no chat template",
+                                why="it is a base model: it continues text, it does not hold conversations",
+                                hint=f"hearth run --raw {self.stored.name} \"Once upon a time\"")
+        return chat.render(self.template, self.tokenizer, messages, **variables)
+
+    def generate(self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **sampling: Any):
+        """Continue a plain prompt, or several in one batch.
+
+        prompt: text, token ids, or a list of either. Returns an Answer; a list of n for n > 1; a
+        list of those for a list of prompts. Raises: PromptTooLong, QueueFull, UsageError.
+        """
+        is_batch = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+        streams = [self._open(self.encode_prompt(one), n, **sampling)
+                   for one in (prompt if is_batch else [prompt])]
+        answers = []
+        for stream in streams:
+            for _ in stream.pieces():
+                pass
+            answers.append(stream.answers if n > 1 else stream.answers[0])
+        return answers if is_batch else answers[0]
+
+    def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[Piece]:
+        """Continue a plain prompt piece by piece; closing the iterator cancels the request."""
+        return self._open(self.encode_prompt(prompt), 1, **sampling).pieces()
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, variables: Mapping[str, Any] | None = None,
+             **sampling: Any) -> Answer:
+        """Answer a conversation of {"role", "content"} messages. Raises: as `generate`, TemplateError."""
+        rendered = self.render(messages, **(variables or {}))
+        return self.generate(rendered.token_ids, **sampling)
+
+    def stream_chat(self, messages: Sequence[Mapping[str, Any]], *,
+                    variables: Mapping[str, Any] | None = None, **sampling: Any) -> Iterator[Piece]:
+        """As `chat`, piece by piece."""
+        return self.stream(self.render(messages, **(variables or {})).token_ids, **sampling)
+
+    def logprobs(self, text: Prompt) -> TokenLogprobs:
+        """Score a text: natural-log probability of each token under the model, temperature 1.
+
+        Raises: PromptTooLong, UsageError for an empty text.
+        """
+        token_ids = self.encode_prompt(text)
+        with self._lock:
+            scores = self.engine.score(token_ids)
+        return TokenLogprobs(token_ids, (None, *scores))
+
+    def _open(self, prompt_token_ids: tuple[int, ...], n: int, *, stop: str | Sequence[str] = (),
+              stop_token_ids: Sequence[int] = (), seed: int | None = None, max_tokens: int | None = None,
+              **sampling: Any) -> _Stream:
+        seed = secrets.randbits(53) if seed is None else seed
+        settings = {**self.default_sampling, **{k: v for k, v in sampling.items() if v is not None}}
+        try:
+            request = Request(prompt_token_ids, Sampling(
+                **settings, seed=seed, max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
+                stop_token_ids=self.tokenizer.stop_token_ids | frozenset(stop_token_ids)), n=n)
+        except TypeError as error:
+            raise UsageError(f"unknown sampling setting: {error}",
+                             hint="see openhearth.engine.Sampling") from error
+        with self._lock:
+            request_id = self.engine.submit(request)
+            self._inboxes[request_id] = deque()
+        return _Stream(self, request_id, request, (stop,) if isinstance(stop, str) else tuple(stop))
+
+    def _next_event(self, request_id: int) -> TokenEvent:
+        while True:
+            with self._lock:
+                inbox = self._inboxes[request_id]
+                if inbox:
+                    return inbox.popleft()
+                for event in self.engine.step():
+                    if event.request_id in self._inboxes:
+                        self._inboxes[event.request_id].append(event)
+
+    def _finish(self, request_id: int, index: int) -> None:
+        with self._lock:
+            self.engine.finish(request_id, index, reason="stop")
+
+    def _close(self, request_id: int) -> RequestTimings:
+        with self._lock:
+            self._inboxes.pop(request_id, None)
+            timings = self.engine.timings(request_id)
+            self.engine.cancel(request_id)
+        return timings
+
+
+class _Row:
+    """Text and tokens of one completion while it grows."""
+
+    def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...]) -> None:
+        self.stream = chat.TextStream(tokenizer)
+        self.stops = chat.StopStrings(stops)
+        self.texts: list[str] = []
+        self.events: list[TokenEvent] = []
+        self.finish_reason: str | None = None
+
+    def add(self, event: TokenEvent, stop_token_ids: frozenset[int]) -> str:
+        """Take an event; returns the text that is now safe to show."""
+        shown, is_stopped = "", False
+        if event.token_id is not None:
+            self.events.append(event)
+            if not (event.finish_reason == "stop" and event.token_id in stop_token_ids):
+                shown, is_stopped = self.stops.push(self.stream.push(event.token_id))
+        if is_stopped:
+            self.finish_reason = "stop"
+        elif event.finish_reason is not None:
+            self.finish_reason = event.finish_reason
+            rest, is_stopped = self.stops.push(self.stream.finish())
+            shown += rest if is_stopped else rest + self.stops.finish()
+        self.texts.append(shown)
+        return shown
+
+
+class _Stream:
+    """The open request behind `generate` and `stream`."""
+
+    def __init__(self, model: LocalModel, request_id: int, request: Request, stops: tuple[str, ...]) -> None:
+        self.model = model
+        self.request_id = request_id
+        self.request = request
+        self.rows = [_Row(model.tokenizer, stops) for _ in range(request.n)]
+        self.answers: list[Answer] = []
+
+    def pieces(self) -> Iterator[Piece]:
+        timings = None
+        try:
+            while any(row.finish_reason is None for row in self.rows):
+                event = self.model._next_event(self.request_id)
+                row = self.rows[event.index]
+                if row.finish_reason is not None:
+                    continue
+                text = row.add(event, self.request.sampling.stop_token_ids)
+                if row.finish_reason is not None and event.finish_reason is None:
+                    self.model._finish(self.request_id, event.index)
+                if any(row.finish_reason is None for row in self.rows):
+                    yield Piece(text, event.token_id, event.logprob)
+            timings = self.model._close(self.request_id)
+            self.answers = [self._answer(row, timings) for row in self.rows]
+            yield Piece(text, event.token_id, event.logprob, self.answers[0])
+        finally:
+            if timings is None:
+                self.model._close(self.request_id)
+
+    def _answer(self, row: _Row, timings: RequestTimings) -> Answer:
+        return Answer(
+            text="".join(row.texts), prompt_token_ids=self.request.prompt_token_ids,
+            token_ids=tuple(event.token_id for event in row.events),
+            logprobs=tuple(event.logprob for event in row.events),
+            top_logprobs=tuple(event.top_logprobs for event in row.events),
+            finish_reason=row.finish_reason, weights_sha256=self.model.stored.weights_sha256,
+            seed=self.request.sampling.seed,
+            timings=Timings(self.model.load_s, timings.first_token_s, timings.prefill_tokens,
+                            timings.prefill_s, timings.decode_tokens, timings.decode_s))
+
+
+def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint) -> dict[str, float]:
+    """Sampling the model's makers recommend.
+
+    Taken from the catalogue, else `generation_config.json`, else GGUF `general.sampling.*`; else
+    temperature 0.7.
+    """
+    recommended = hub.recommended_sampling(stored)
+    if not recommended and checkpoint.format == "safetensors":
+        path = checkpoint.path / "generation_config.json"
+        record = formats.read_json(path) if path.exists() else {}
+        if record.get("do_sample", True):
+            recommended = {key: record[key] for key in _RECOMMENDABLE if record.get(key) is not None}
+        else:
+            recommended = {"temperature": 0.0}
+    if not recommended:
+        names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+                 "penalty_repeat": "repetition_penalty"}
+        recommended = {ours: checkpoint.metadata[f"general.sampling.{theirs}"] for theirs, ours in names.items()
+                       if f"general.sampling.{theirs}" in checkpoint.metadata}
+    return dict(recommended) or dict(FALLBACK_SAMPLING)
