@@ -78,6 +78,18 @@ def test_logits_equal_those_of_transformers(name, tmp_path, token_ids):
         assert (logits_of(load(tmp_path), token_ids) - want).abs().max() > 100 * TOLERANCE, "the option does nothing"
 
 
+def test_bf16_is_as_close_to_fp32_as_transformers_is(tmp_path, token_ids):
+    """Root mean square error against fp32 with the same rounded weights."""
+    reference = build_llama(tmp_path, with_tokenizer=False, dtype="bfloat16")
+    got = logits_of(load(tmp_path, torch.bfloat16), token_ids)
+    with torch.no_grad():
+        exact = reference(token_ids[None]).logits[0]
+        theirs = reference.bfloat16()(token_ids[None]).logits[0].float()
+    error, their_error = ((x - exact).square().mean().sqrt() for x in (got, theirs))
+    assert 0 < error <= 1.1 * their_error
+    assert error < 0.02 * exact.std()
+
+
 def test_dynamic_rope_beyond_its_context_equals_transformers_token_by_token(tmp_path, token_ids):
     """However the prompt is cut: whole, in chunks, token by token."""
     reference = build_llama(tmp_path, with_tokenizer=False, max_position_embeddings=64,
