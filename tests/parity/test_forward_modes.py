@@ -31,7 +31,8 @@ def model(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sequences():
     rng = random.Random(0)
-    return {index: [rng.randrange(512) for _ in range(length)] for index, length in enumerate((70, 33, 1, 48, 8))}
+    lengths = (70, 33, 1, 48, 8)
+    return {index: [rng.randrange(512) for _ in range(length)] for index, length in enumerate(lengths)}
 
 
 def assert_close(model, got, want):
