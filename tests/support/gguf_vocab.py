@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from openhearth.formats.records import Checkpoint
-from support.corpus import corpus
+from support.corpus import CODE, NUMBERS, SCRIPTS, WORDS, corpus
 
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
@@ -37,9 +37,10 @@ def train_sentencepiece() -> bytes:
     import sentencepiece
 
     out = io.BytesIO()
-    texts = [text for text in corpus(1200, seed=9) if "\x00" not in text and text.strip()]
+    known = set("".join([*SCRIPTS.values(), *WORDS, *NUMBERS, *CODE]))
+    texts = [text for text in corpus(2000, seed=9) if set(text) <= known | {" "} and text.strip()]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=out, model_type="bpe", vocab_size=1200, byte_fallback=True,
+        sentence_iterator=iter(texts), model_writer=out, model_type="bpe", vocab_size=1500, byte_fallback=True,
         character_coverage=0.98, normalization_rule_name="identity", remove_extra_whitespaces=False,
         split_digits=True, allow_whitespace_only_pieces=True, num_threads=1, minloglevel=2,
         user_defined_symbols=["<tool>"], max_sentence_length=10000)

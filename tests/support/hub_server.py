@@ -8,6 +8,8 @@ records every request with its headers.
 import hashlib
 import json
 import re
+import socket
+import ssl
 import sys
 import threading
 import time
@@ -17,7 +19,11 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
+from pathlib import Path
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+CERTIFICATE = Path(__file__).parent / "tls" / "cert.pem"
+"""Self-signed, for 127.0.0.1 and localhost; its key lies beside it and protects nothing."""
 
 
 @dataclass
@@ -72,12 +78,14 @@ class HubServer:
     Use as a context manager. served: body bytes written per path; requests: (method, path, headers).
     """
 
-    def __init__(self, *, page_size: int = 1000) -> None:
+    def __init__(self, *, page_size: int = 1000, is_tls: bool = False) -> None:
         self.page_size = page_size
+        self.is_tls = is_tls
         self.faults = Faults()
         self.repos: dict[str, Repo] = {}
         self.files: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
+        self.content_types: dict[str, str] = {}
         self.wheels: dict[str, list[dict]] = {}
         self.index_format = "json"
         self.index_auth: str | None = None
@@ -88,7 +96,8 @@ class HubServer:
         self.lock = threading.Lock()
         self.num_active = 0
         self._servers = [self._serve(is_storage) for is_storage in (False, True)]
-        self.url, self.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.url, self.storage_url = (
+            f"{'https' if is_tls else 'http'}://127.0.0.1:{server.server_port}" for server in self._servers)
 
     def __enter__(self):
         return self
@@ -101,6 +110,10 @@ class HubServer:
     def _serve(self, is_storage: bool) -> ThreadingHTTPServer:
         handler = type("Handler", (_Handler,), {"hub": self, "is_storage": is_storage})
         server = _Server(("127.0.0.1", 0), handler)
+        if self.is_tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         return server
 
@@ -165,6 +178,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 64
 
+    def get_request(self):
+        """Accept with a small send buffer, so that what was served is close to what has arrived."""
+        connection, address = super().get_request()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        return connection, address
+
     def handle_error(self, request, client_address):
         """Clients that go away are what these tests are about; anything else is a mistake here."""
         if not isinstance(sys.exception(), ConnectionError):
@@ -194,7 +213,12 @@ class _Handler(BaseHTTPRequestHandler):
         with hub.lock:
             hub.num_active += 1
         try:
-            if path.startswith("/api/models/"):
+            if path in hub.files and not path.startswith("/storage/"):
+                headers = {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {}
+                if path in hub.content_types:
+                    headers["Content-Type"] = hub.content_types[path]
+                self._file(path, hub.files[path], headers)
+            elif path.startswith("/api/models/"):
                 self._api(parts, path)
             elif "/resolve/" in path:
                 self._resolve(parts, path)
@@ -202,8 +226,6 @@ class _Handler(BaseHTTPRequestHandler):
                 self._index(path)
             elif path.startswith("/storage/") and self.is_storage:
                 self._storage(parts, path)
-            elif path in hub.files:
-                self._file(path, hub.files[path], {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {})
             else:
                 self._send(404, b"not found")
         except ConnectionError:

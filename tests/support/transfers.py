@@ -21,7 +21,8 @@ from openhearth.hub.records import RemoteFile
 from openhearth.hub.transfer import fetch
 
 def show(progress):
-    print(json.dumps([progress.phase, progress.done_bytes, progress.total_bytes, progress.resumed_bytes]), flush=True)
+    line = [progress.phase, progress.done_bytes, progress.total_bytes, progress.resumed_bytes]
+    print(json.dumps(line), flush=True)
 
 try:
     digest = fetch(RemoteFile(**json.loads(sys.argv[1])), Path(sys.argv[2]), config=Config.from_env(),
@@ -51,8 +52,18 @@ def clean_env(**env: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": str(SRC), "PIP_CONFIG_FILE": os.devnull, **env}
 
 
-def start_fetch(remote: RemoteFile, partial: Path, num_connections: int = 4, *, preexec_fn=None) -> subprocess.Popen:
-    """Start a process that fetches remote; it prints a JSON list per progress report, and ["done", sha256]."""
+def isolate_pip(monkeypatch, home: Path, **env: str) -> None:
+    """Make this process see no pip settings, netrc or proxies but those given (and files below home)."""
+    wanted = clean_env(HOME=str(home), NETRC=str(home / "netrc"), **env)
+    for name in set(os.environ) - set(wanted):
+        monkeypatch.delenv(name)
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+
+
+def start_fetch(remote: RemoteFile, partial: Path, num_connections: int = 4, *,
+                preexec_fn=None) -> subprocess.Popen:
+    """Start a process that fetches remote; it prints a JSON list per report, then ["done", sha256]."""
     fields = {key: getattr(remote, key) for key in RemoteFile.__dataclass_fields__}
     command = [sys.executable, "-c", _FETCH, json.dumps(fields), str(partial), str(num_connections)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

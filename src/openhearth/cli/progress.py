@@ -45,11 +45,15 @@ class _Lines:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.told: set[tuple[str, str]] = set()
+        self.notes: set[str] = set()
         self.fetched: dict[str, int] = {}
 
     def update(self, progress: Progress) -> None:
         if progress.phase == "download":
             self.fetched[progress.path] = progress.done_bytes - progress.resumed_bytes
+        if progress.note and progress.note not in self.notes:
+            self.notes.add(progress.note)
+            print_note(f"{progress.path}: {progress.note}")
         key = (progress.path, progress.phase)
         is_small = (progress.total_bytes or 0) < _WORTH_A_LINE_BYTES
         if key in self.told or (is_small and progress.phase in {"verify", "unpack"}):
@@ -85,9 +89,13 @@ class _Live:
                          TextColumn("{task.fields[resumed]}", markup=False),
                          console=Console(stderr=True), transient=True)
         self.tasks: dict[str, tuple[str, int]] = {}
+        self.notes: set[str] = set()
         self.bars.start()
 
     def update(self, progress: Progress) -> None:
+        if progress.note and progress.note not in self.notes:
+            self.notes.add(progress.note)
+            self.bars.console.print(f"{progress.path}: {progress.note}", markup=False, highlight=False)
         phase, task = self.tasks.get(progress.path, ("", None))
         if phase != progress.phase:
             if task is not None:

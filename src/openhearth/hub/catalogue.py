@@ -18,6 +18,7 @@ from typing import Any
 from openhearth.config import Config
 from openhearth.errors import BadFile, UsageError
 from openhearth.hub.manifest import DIGEST
+from openhearth.hub.records import StoredModel
 from openhearth.hub.refs import check_relative_path, parse_ref
 
 DEFAULT_MODEL = "smollm2"
@@ -25,6 +26,7 @@ _KEYS = {"description", "licence", "file", "size", "sha256", "sources", "samplin
 _SAMPLING = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
              "frequency_penalty"}
 _MAX_BYTES = 1 << 20
+_PACKAGED = Path(__file__).with_name("catalogue.toml")
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,23 @@ def load_catalogue(config: Config) -> dict[str, CatalogueEntry]:
 
     Raises: BadFile when a catalogue is not valid TOML or an entry is malformed.
     """
-    entries = _read(Path(__file__).with_name("catalogue.toml"))
+    entries = _read(_PACKAGED)
     own = config.home / "catalogue.toml"
     if own.is_file():
         entries.update(_read(own))
     return entries
+
+
+def recommended_sampling(stored: StoredModel, config: Config | None = None) -> dict[str, float]:
+    """Return what the makers of these weights recommend, whatever name they were stored under.
+
+    Without config only the package's own catalogue is asked. Empty when it does not know the weights.
+    """
+    entries = load_catalogue(config) if config else _read(_PACKAGED)
+    for entry in entries.values():
+        if entry.sha256 == stored.weights_sha256:
+            return dict(entry.sampling)
+    return {}
 
 
 def _read(path: Path) -> dict[str, CatalogueEntry]:

@@ -32,7 +32,7 @@ def hash_file(path: Path, *, on_progress: OnProgress | None = None, label: str |
     with open(path, "rb", buffering=0) as file:
         before = os.fstat(file.fileno())
         buffer = memoryview(bytearray(_CHUNK))
-        while count := file.readinto(buffer):
+        while done <= before.st_size and (count := file.readinto(buffer)):
             digest.update(buffer[:count])
             done += count
             if on_progress and (time.monotonic() - told > 0.1 or done >= before.st_size):

@@ -157,8 +157,9 @@ class Client:
                 asked_s, reason = _asked_wait_s(answer.headers), f"it answered {answer.status}"
                 answer.close()
             except urllib3.exceptions.HTTPError as error:
-                may_retry = not (_is_certificate(error) or (
-                    patience.is_hasty and isinstance(error, urllib3.exceptions.ConnectTimeoutError)))
+                is_slow = (isinstance(error, urllib3.exceptions.ConnectTimeoutError)
+                           and not isinstance(error, urllib3.exceptions.NewConnectionError))
+                may_retry = not _is_certificate(error) and not (patience.is_hasty and is_slow)
                 reason = describe(error)
             num_failures += 1
             wait_s = patience.wait_s(num_failures, asked_s) if may_retry else None

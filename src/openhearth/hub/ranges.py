@@ -277,22 +277,25 @@ class Download:
             return len(piece)
 
     def _ask(self, start: int, end: int) -> Answer:
-        """Ask for bytes start..end; return an answer of 200, 206 or 416."""
-        wanted = {"Range": f"bytes={start}-{end - 1}"}
-        if self._final_url and self._final_url != self._target.url:
-            if origin(self._final_url) == origin(self._target.url):
-                wanted = {**self._target.headers, **wanted}
-            answer = self._client.open(self._final_url, headers=wanted, patience=self._patience, stop=self._stop)
-            if answer.status == 206:
-                return answer
-            answer.close()  # a signed address has expired: ask the source for a new one
-        answer = self._client.open(self._target.url, headers={**self._target.headers, **wanted},
-                                   patience=self._patience, stop=self._stop)
+        """Ask for bytes start..end, where redirects led before if they did; return a 200, 206 or 416."""
+        answer = None
+        source, final = self._target.url, self._final_url
+        if final and final != source:
+            answer = self._send(final, start, end)
+            if answer.status != 206:  # a signed address has expired: ask the source for a new one
+                answer.close()
+                answer = None
+        answer = answer or self._send(source, start, end)
         if answer.status not in {200, 206, 416}:
             raise error_of(answer, f"`{self._target.label}`")
         check_encoding(self._target, answer)
         self._final_url = answer.url
         return answer
+
+    def _send(self, url: str, start: int, end: int) -> Answer:
+        headers = dict(self._target.headers) if origin(url) == origin(self._target.url) else {}
+        headers["Range"] = f"bytes={start}-{end - 1}"
+        return self._client.open(url, headers=headers, patience=self._patience, stop=self._stop)
 
     def _check_range(self, answer: Answer, start: int, end: int) -> tuple[tuple[int, int], int]:
         """Return ((start, end), total size) of a 206 answer.

@@ -97,7 +97,7 @@ def _parse_hub(text: str, rest: str) -> Ref:
         raise _malformed(text, f"`{location}` is not a repository name")
     if revision and (".." in revision or revision.startswith(("/", "-")) or revision.endswith("/")):
         raise _malformed(text, f"`{revision}` is not a revision")
-    return Ref("hub", location, revision, check_relative_path(file) if file else None)
+    return Ref("hub", location, revision, _file_part(text, file) if file else None)
 
 
 def _parse_index(text: str) -> Ref:
@@ -106,7 +106,14 @@ def _parse_index(text: str) -> Ref:
         raise _malformed(text, "expected index:dist==version:path, the path inside the wheel")
     if not match["file"]:
         raise _malformed(text, "the path of the file inside the wheel is missing: index:dist==version:path")
-    return Ref("index", match["location"], match["revision"], check_relative_path(match["file"]))
+    return Ref("index", match["location"], match["revision"], _file_part(text, match["file"]))
+
+
+def _file_part(text: str, file: str) -> str:
+    try:
+        return check_relative_path(file)
+    except UsageError as error:
+        raise _malformed(text, error.what) from None
 
 
 def _is_local(text: str) -> bool:

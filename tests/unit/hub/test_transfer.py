@@ -69,7 +69,8 @@ def test_size_and_hash_may_be_unknown(server, config, tmp_path):
     url = server.add_file("/x", body)
     assert fetch(RemoteFile("x", url), tmp_path / "x", config=config) == hashlib.sha256(body).hexdigest()
     server.add_file("/empty", b"")
-    assert fetch(RemoteFile("e", server.url + "/empty"), tmp_path / "e", config=config) == hashlib.sha256().hexdigest()
+    empty = RemoteFile("empty", server.url + "/empty")
+    assert fetch(empty, tmp_path / "empty", config=config) == hashlib.sha256().hexdigest()
 
 
 def test_large_files_are_asked_for_in_parallel_ranges(server, config, tmp_path):
@@ -77,7 +78,7 @@ def test_large_files_are_asked_for_in_parallel_ranges(server, config, tmp_path):
     server.faults.delay_s = 0.01
     progress = []
     start = time.monotonic()
-    fetch(offered(server, body), tmp_path / "x", config=config, on_progress=progress.append, num_connections=4)
+    fetch(offered(server, body), tmp_path / "x", config=config, on_progress=progress.append)
     elapsed = time.monotonic() - start
     ranges = [headers["range"] for headers in server.headers_of("/model.gguf")]
     assert len(ranges) == len(set(ranges)) >= 12
@@ -226,8 +227,9 @@ def test_git_blob_ids_are_checked(server, config, tmp_path):
     url = server.add_file("/config.json", b"{}")
     good = RemoteFile("config.json", url, size=2, git_sha1=git_blob_id(b"{}"))
     assert fetch(good, tmp_path / "x", config=config) == hashlib.sha256(b"{}").hexdigest()
+    bad = RemoteFile("config.json", url, size=2, git_sha1=git_blob_id(b"[]"))
     with pytest.raises(HashMismatch, match="git blob id"):
-        fetch(RemoteFile("config.json", url, size=2, git_sha1=git_blob_id(b"[]")), tmp_path / "y", config=config)
+        fetch(bad, tmp_path / "y", config=config)
 
 
 @pytest.mark.parametrize("sha256", ["../../etc/passwd", "a" * 63, "A" * 64, ""])
@@ -237,7 +239,8 @@ def test_malformed_digests_are_refused_before_any_request(server, config, tmp_pa
     assert server.requests == []
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../b", "a\\b", "a\nb", "", "a//b", "x" * 300, "a\u202eb"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../b", "a\\b", "a\nb", "", "a//b", "x" * 300,
+                                  "a\u202eb", "a/" * 600 + "b", "./a", "\ud800"])
 def test_paths_that_leave_the_folder_are_refused(server, config, tmp_path, path):
     with pytest.raises(BadFile):
         fetch(RemoteFile(path, server.url + "/x"), tmp_path / "x", config=config)
@@ -279,7 +282,8 @@ def test_a_changed_file_without_a_hash_starts_over(server, config, tmp_path):
     interrupt_after(server, config, remote, partial, 2 * CHUNK)
     server.add_file("/model.gguf", new)
     progress = []
-    assert fetch(remote, partial, config=config, on_progress=progress.append) == hashlib.sha256(new).hexdigest()
+    digest = fetch(remote, partial, config=config, on_progress=progress.append)
+    assert digest == hashlib.sha256(new).hexdigest()
     assert progress[0].resumed_bytes == 0
     assert any("changed" in p.note for p in progress)
 
@@ -337,8 +341,7 @@ def test_killed_processes_lose_at_most_one_chunk_per_connection(server, config, 
     assert reports(start_fetch(remote, partial, num_connections=3))[-1] == ["done", remote.sha256]
     assert partial.read_bytes() == body
     # What a kill costs: the piece each connection held, and what lay in the sockets' buffers.
-    print("LOST", (server.total_served()-len(body))/CHUNK)
-    assert server.total_served() <= len(body) + num_kills * 3 * 5 * CHUNK
+    assert server.total_served() <= len(body) + num_kills * 3 * (CHUNK + CHUNK // 4)
     assert kept > 3 * CHUNK
     assert left_beside(partial) == []
 
@@ -490,7 +493,8 @@ def test_a_disk_that_fills_up_on_the_way_keeps_what_arrived(server, config, tmp_
     assert kept >= 2 * CHUNK and server.total_served() == len(body) - kept
 
 
-@pytest.mark.parametrize("code,words", [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the quota is used up")])
+@pytest.mark.parametrize("code,words", [(errno.ENOSPC, "the disk is full"),
+                                        (errno.EDQUOT, "the quota is used up")])
 def test_full_disks_are_named(code, words):
     error = disk_error(OSError(code, os.strerror(code)), "model.gguf")
     assert isinstance(error, NotEnoughDisk) and words in str(error) and error.hint
@@ -503,7 +507,7 @@ def test_full_disks_are_named(code, words):
 
 def test_offline_no_socket_is_made(server, tmp_path):
     config = config_for(server, tmp_path, HEARTH_OFFLINE="1")
-    with pytest.raises(Offline, match="/model.gguf"):
+    with pytest.raises(Offline, match="/model\\.gguf"):
         fetch(offered(server, b"abc"), tmp_path / "x", config=config)
     assert server.requests == []
 
@@ -534,7 +538,8 @@ def test_an_expired_signed_address_is_asked_for_again(server, config, tmp_path):
         if server.faults.delay_s and progress.done_bytes >= CHUNK:
             server.faults.delay_s, server.faults.expire_signed = 0.0, 1
 
-    assert fetch(remote, tmp_path / "x", config=config, on_progress=expire, num_connections=1) == remote.sha256
+    fetch(remote, tmp_path / "x", config=config, on_progress=expire, num_connections=1)
+    assert (tmp_path / "x").read_bytes() == body
     assert len(server.headers_of("/resolve/")) == 2
 
 

@@ -1,6 +1,9 @@
 """Dequantisation against the `gguf` package, bit for bit."""
 
 import mmap
+import os
+import signal
+import threading
 
 import gguf
 import numpy as np
@@ -110,6 +113,59 @@ def test_results_do_not_depend_on_where_chunks_end(type_name):
         blocks[:, 1] &= 0xFB
     ours = dequantize(as_torch(blocks), type_name, (num_blocks, BLOCK_TYPES[type_name].num_elements))
     assert_same_bits(ours, oracle(blocks, type_name))
+
+
+@pytest.fixture
+def num_threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_results_do_not_depend_on_the_number_of_threads(num_threads):
+    blocks = random_blocks("Q5_K", 5000, seed=7)
+    results = []
+    for count in (1, 2, 3):
+        num_threads(count)
+        results.append(dequantize(as_torch(blocks), "Q5_K", (5000, 256)))
+        assert torch.get_num_threads() == count
+    assert_same_bits(results[0], oracle(blocks, "Q5_K"))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_a_thread_born_after_the_workers_still_gets_all_threads_of_torch(num_threads):
+    num_threads(3)
+    dequantize(as_torch(random_blocks("Q8_0", 20000, seed=8)), "Q8_0", (20000, 32))
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert seen == [3]
+
+
+def test_a_forked_child_dequantises_too(num_threads):
+    num_threads(2)
+    raw = as_torch(random_blocks("Q8_0", 20000, seed=9))
+    expected = dequantize(raw, "Q8_0", (20000, 32)).numpy().tobytes()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os._exit(0 if dequantize(raw, "Q8_0", (20000, 32)).numpy().tobytes() == expected else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_parameters_and_inference_tensors_can_be_filled(num_threads, count):
+    num_threads(count)
+    blocks = random_blocks("Q4_0", 20000, seed=10)
+    parameter = torch.nn.Parameter(torch.empty(20000, 32))
+    dequantize_into(as_torch(blocks), "Q4_0", parameter)
+    parameter.mul(2).sum().backward()
+    assert torch.equal(parameter.grad, torch.full((20000, 32), 2.0))
+    with torch.inference_mode():
+        filled = dequantize(as_torch(blocks), "Q4_0", (20000, 32))
+    assert_same_bits(filled, oracle(blocks, "Q4_0"))
+    assert_same_bits(parameter.detach(), oracle(blocks, "Q4_0"))
 
 
 @pytest.mark.parametrize("type_name", ALL_TYPES)

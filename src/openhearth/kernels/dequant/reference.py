@@ -21,6 +21,7 @@ from torch import Tensor
 
 from openhearth.errors import Unsupported
 from openhearth.formats.ggml_types import BLOCK_TYPES
+from openhearth.kernels.dequant.workers import run_chunks
 
 # Scratch stays in the second-level cache: 1 MiB of float32.
 CHUNK_ELEMENTS = 1 << 18
@@ -46,11 +47,12 @@ def dequantize(raw: Tensor, type: str, shape: Sequence[int]) -> Tensor:
     return dequantize_into(raw, type, torch.empty(tuple(shape), dtype=torch.float32, device=raw.device))
 
 
+@torch.no_grad()
 def dequantize_into(raw: Tensor, type: str, out: Tensor) -> Tensor:
     """Fill out from the raw bytes of a tensor and return it.
 
     raw: uint8 [num_bytes]. out: contiguous, of the tensor's shape; float32, or bfloat16 or float16,
-    which is the float32 value rounded to nearest even. Works in chunks of 1 MiB beside out.
+    which is the float32 value rounded to nearest even. Each thread works on 1 MiB beside out.
     Raises: Unsupported for a type without a block layout here, by name.
     """
     if type not in BLOCK_TYPES:
@@ -63,20 +65,23 @@ def dequantize_into(raw: Tensor, type: str, out: Tensor) -> Tensor:
     assert num_blocks * block.num_bytes == raw.numel() and num_blocks * block.num_elements == out.numel()
     blocks_NB, out_NE = raw.view(num_blocks, block.num_bytes), out.view(num_blocks, block.num_elements)
     step = CHUNK_ELEMENTS // block.num_elements
-    if type in _PLAIN:
-        for start in range(0, num_blocks, step):
-            out_NE[start:start + step].copy_(_numbers(blocks_NB[start:start + step], _PLAIN[type]))
-        return out
-    expand = _EXPAND[type]
-    for start in range(0, num_blocks, step):
-        chunk_NE = out_NE[start:start + step]
-        if out.dtype == torch.float32 and out.device == raw.device:
-            expand(blocks_NB[start:start + step], chunk_NE)
-        else:
-            scratch_NE = torch.empty(chunk_NE.shape, dtype=torch.float32, device=raw.device)
-            expand(blocks_NB[start:start + step], scratch_NE)
-            chunk_NE.copy_(scratch_NE)
+
+    def fill(start: int) -> None:
+        _fill(blocks_NB[start:start + step], type, out_NE[start:start + step])
+
+    run_chunks(fill, range(0, num_blocks, step))
     return out
+
+
+def _fill(blocks_NB: Tensor, type: str, out_NE: Tensor) -> None:
+    if type in _PLAIN:
+        out_NE.copy_(_numbers(blocks_NB, _PLAIN[type]))
+    elif out_NE.dtype == torch.float32 and out_NE.device == blocks_NB.device:
+        _EXPAND[type](blocks_NB, out_NE)
+    else:
+        scratch_NE = torch.empty(out_NE.shape, dtype=torch.float32, device=blocks_NB.device)
+        _EXPAND[type](blocks_NB, scratch_NE)
+        out_NE.copy_(scratch_NE)
 
 
 def _numbers(bytes_NB: Tensor, dtype: torch.dtype) -> Tensor:
