@@ -111,6 +111,9 @@ def load(
     Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
     UsageError.
     """
+    if num_threads is not None and num_threads < 1:
+        raise UsageError(f"{num_threads} threads cannot run a model", why="expected 1 or more",
+                         hint=f"--threads {hardware.usable_cores()}")
     config = config or Config.from_env()
     stored = hub.pull(ref or hub.DEFAULT_MODEL, config, on_progress)
     started = time.perf_counter()

@@ -37,7 +37,7 @@ def test_settings_are_read_by_type_and_reset_by_default(state):
 @pytest.mark.parametrize("line", [
     "/nothing", "/", "/HELP", "/help me", "/set warmth 1", "/set temperature", "/set temperature hot",
     "/set temperature 1 2", "/set temperature -1", "/set temperature nan", "/set temperature inf",
-    "/set top_k 1.5", "/set top_p 0", "/set top_p 2", "/set max_tokens 0", "/set seed x", "/set stop ''",
+    "/set top_k 1.5", "/set top_p 2", "/set top_p -0.1", "/set max_tokens 0", "/set seed x", "/set stop ''",
     '/set stop "open', "/set repetition_penalty 0", "/save", "/load", "/load /nowhere/at/all", "/save /",
     "/save /nowhere/at/all.json", "/undo 2", "/exit now", "/save ~nobody-has-this-name/x",
 ])
