@@ -3,8 +3,8 @@
 The sandbox (`sandbox.py`) charges a budget at every loop iteration, call, filter, operator,
 comparison, lookup and output, so no thread or signal is needed and it works in any thread.
 
-Does not: interrupt one single operation. Each is bounded through the sizes of its operands, which
-the same limits bound.
+Does not: interrupt one single operation, or the compilation of a template. The sizes of the
+operands and of the source bound them, and the same limits bound these.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TemplateLimits:
     ``TemplateLimits(output_chars=1000)``.
     """
 
-    source_chars: int = 512 << 10
+    source_chars: int = 128 << 10
     output_chars: int = 16 << 20
     total_chars: int = 256 << 20
     steps: int = 1_000_000
@@ -69,7 +69,10 @@ def current_budget() -> Budget:
 
 
 class spending:
-    """Context manager: work inside is charged to this budget. Example: ``with spending(Budget(limits)): ...``"""
+    """Context manager: work inside is charged to this budget.
+
+    Example: ``with spending(Budget(limits)): ...``
+    """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -92,5 +95,8 @@ def size_of(value: object) -> int:
 
 
 def _over(what: str) -> TemplateError:
-    return TemplateError(f"the chat template {what}", why="it was stopped; a chat template is short work",
-                         hint="hearth run --raw, or a template of your own")
+    return TemplateError(
+        f"the chat template {what}",
+        why="it was stopped; a chat template is short work",
+        hint="hearth run --raw, or a template of your own",
+    )

@@ -12,42 +12,51 @@ def checkpoint(keys, tmp_path):
     return Checkpoint(tmp_path / "m.gguf", "gguf", (), {f"tokenizer.{k}": v for k, v in keys.items()}, {}, {})
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"ggml.tokens": None}, "`tokenizer.ggml.tokens` is missing"),
-    ({"ggml.tokens": "abc"}, "is not of type list"),
-    ({"ggml.tokens": []}, "is not an array of str"),
-    ({"ggml.tokens": ["a", 1]}, "is not an array of str"),
-    ({"ggml.tokens": ["a", "b", "a"], "ggml.token_type": [1, 1, 1]}, "token `a` is there twice"),
-    ({"ggml.token_type": [1, 2]}, "2 token types for"),
-    ({"ggml.token_type": [99] * 900}, "token type 99 is not known"),
-    ({"ggml.merges": None}, "`tokenizer.ggml.merges` is missing"),
-    ({"ggml.merges": ["ab"]}, "merge `ab` is not a pair"),
-    ({"ggml.merges": ["zzzz yyyy"]}, "the merges do not fit the vocabulary"),
-    ({"ggml.model": None}, "`tokenizer.ggml.model` is missing"),
-    ({"ggml.bos_token_id": "1"}, "is not of type int"),
-    ({"ggml.add_bos_token": 1}, "is not of type bool"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"ggml.tokens": None}, "`tokenizer.ggml.tokens` is missing"),
+        ({"ggml.tokens": "abc"}, "is not of type list"),
+        ({"ggml.tokens": []}, "is not an array of str"),
+        ({"ggml.tokens": ["a", 1]}, "is not an array of str"),
+        ({"ggml.tokens": ["a", "b", "a"], "ggml.token_type": [1, 1, 1]}, "token `a` is there twice"),
+        ({"ggml.token_type": [1, 2]}, "2 token types for"),
+        ({"ggml.token_type": [99] * 900}, "token type 99 is not known"),
+        ({"ggml.merges": None}, "`tokenizer.ggml.merges` is missing"),
+        ({"ggml.merges": ["ab"]}, "merge `ab` is not a pair"),
+        ({"ggml.merges": ["zzzz yyyy"]}, "the merges do not fit the vocabulary"),
+        ({"ggml.model": None}, "`tokenizer.ggml.model` is missing"),
+        ({"ggml.bos_token_id": "1"}, "is not of type int"),
+        ({"ggml.add_bos_token": 1}, "is not of type bool"),
+    ],
+)
 def test_broken_byte_level_metadata_is_refused(tmp_path, change, message):
     keys = {key: value for key, value in byte_level_keys("llama-bpe", **change).items() if value is not None}
     with pytest.raises(BadFile, match=message):
         load_tokenizer(checkpoint(keys, tmp_path))
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"ggml.scores": None}, "`tokenizer.ggml.scores` is missing"),
-    ({"ggml.scores": [0.5]}, "1 scores for"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"ggml.scores": None}, "`tokenizer.ggml.scores` is missing"),
+        ({"ggml.scores": [0.5]}, "1 scores for"),
+    ],
+)
 def test_broken_sentencepiece_metadata_is_refused(tmp_path, change, message):
     keys = {key: value for key, value in sentencepiece_keys(**change).items() if value is not None}
     with pytest.raises(BadFile, match=message):
         load_tokenizer(checkpoint(keys, tmp_path))
 
 
-@pytest.mark.parametrize("change,message", [
-    ({"ggml.pre": "quantum-bpe"}, "pre-tokenizer `quantum-bpe` is not supported"),
-    ({"ggml.model": "bert"}, "tokenizer kind `bert` is not supported"),
-    ({"ggml.model": "t5"}, "tokenizer kind `t5` is not supported"),
-])
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"ggml.pre": "quantum-bpe"}, "pre-tokenizer `quantum-bpe` is not supported"),
+        ({"ggml.model": "bert"}, "tokenizer kind `bert` is not supported"),
+        ({"ggml.model": "t5"}, "tokenizer kind `t5` is not supported"),
+    ],
+)
 def test_unknown_kinds_are_refused_by_name(tmp_path, change, message):
     with pytest.raises(Unsupported, match=message):
         load_tokenizer(checkpoint(byte_level_keys("gpt-2", **change), tmp_path))
@@ -61,7 +70,9 @@ def test_bos_and_eos_are_added_only_when_asked_and_flagged(tmp_path):
         assert tokenizer.encode("hello", add_special_tokens=True) == [1] * bos + bare + [2] * eos
 
 
-@pytest.mark.parametrize("pre,adds", [("llama-bpe", True), ("tekken", True), ("qwen2", False), ("gpt-2", False)])
+@pytest.mark.parametrize(
+    "pre,adds", [("llama-bpe", True), ("tekken", True), ("qwen2", False), ("gpt-2", False)]
+)
 def test_files_without_the_flag_follow_their_family(tmp_path, pre, adds):
     keys = byte_level_keys(pre)
     del keys["ggml.add_bos_token"]
@@ -77,7 +88,10 @@ def test_user_defined_tokens_are_matched_in_all_text_and_control_tokens_are_not(
     assert think in tokenizer.encode("a<think>b") and think + 1 in tokenizer.encode("a\u00e9\u00e8 xb")
     assert tokenizer.encode("<|im_end|>", parse_control=True) == [2]
     assert 2 not in tokenizer.encode("<|im_end|>")
-    assert tokenizer.decode(tokenizer.encode("a<think>b\u00e9\u00e8 x<|im_end|>")) == "a<think>b\u00e9\u00e8 x<|im_end|>"
+    assert (
+        tokenizer.decode(tokenizer.encode("a<think>b\u00e9\u00e8 x<|im_end|>"))
+        == "a<think>b\u00e9\u00e8 x<|im_end|>"
+    )
 
 
 def test_control_tokens_outside_the_byte_alphabet_stay_whole(tmp_path):
@@ -92,11 +106,16 @@ def test_control_tokens_outside_the_byte_alphabet_stay_whole(tmp_path):
 def test_stop_ids_come_from_eos_eot_eom_and_the_template(tmp_path):
     keys = byte_level_keys("llama-bpe")
     tokens = [*keys["ggml.tokens"], "<|eot_id|>", "<|eom_id|>", "<|end|>"]
-    keys |= {"ggml.tokens": tokens, "ggml.token_type": [*keys["ggml.token_type"], 3, 3, 1], "ggml.eos_token_id": 0}
+    keys |= {
+        "ggml.tokens": tokens,
+        "ggml.token_type": [*keys["ggml.token_type"], 3, 3, 1],
+        "ggml.eos_token_id": 0,
+    }
     first = len(tokens) - 3
     assert load_tokenizer(checkpoint(keys, tmp_path)).stop_token_ids == {0}
-    assert load_tokenizer(checkpoint({**keys, "ggml.eot_token_id": first, "ggml.eom_token_id": first + 1},
-                                     tmp_path)).stop_token_ids == {0, first, first + 1}
+    assert load_tokenizer(
+        checkpoint({**keys, "ggml.eot_token_id": first, "ggml.eom_token_id": first + 1}, tmp_path)
+    ).stop_token_ids == {0, first, first + 1}
     keys["chat_template"] = "{{ '<|im_end|>' }}{{ '<|eot_id|>' }}"
     tokenizer = load_tokenizer(checkpoint(keys, tmp_path))
     assert tokenizer.stop_token_ids == {0, 2, first}
@@ -112,5 +131,9 @@ def test_named_templates_are_read_from_the_metadata(tmp_path):
 
 def test_special_tokens_are_named_for_templates(tmp_path):
     tokenizer = load_tokenizer(checkpoint(byte_level_keys("gpt-2"), tmp_path))
-    assert tokenizer.special_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>",
-                                        "unk_token": "<|endoftext|>", "pad_token": "<|im_end|>"}
+    assert tokenizer.special_tokens == {
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<|im_end|>",
+    }

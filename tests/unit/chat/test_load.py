@@ -50,7 +50,8 @@ def test_post_processor_of_tokenizer_json_is_honoured(folder):
 
     backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
     backend.post_processor = processors.TemplateProcessing(
-        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)])
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
+    )
     backend.save(str(folder / "tokenizer.json"))
     tokenizer = load(folder)
     assert tokenizer.encode("a b", add_special_tokens=True) == [1, *tokenizer.encode("a b"), 2]
@@ -75,7 +76,10 @@ def test_tokens_that_only_the_config_names_are_added(folder):
 def test_template_of_the_config_is_used_when_there_is_no_file(folder):
     checkpoint = Checkpoint(folder, "safetensors", (), {}, {}, {})
     (folder / "chat_template.jinja").unlink()
-    edit(folder / "tokenizer_config.json", chat_template=[{"name": "default", "template": "A"}, {"name": "rag", "template": "R"}])
+    edit(
+        folder / "tokenizer_config.json",
+        chat_template=[{"name": "default", "template": "A"}, {"name": "rag", "template": "R"}],
+    )
     assert load_template(checkpoint, load(folder)).sources == {"default": "A", "rag": "R"}
     edit(folder / "tokenizer_config.json", chat_template="B")
     assert load_template(checkpoint, load(folder)).sources == {"default": "B"}
@@ -102,7 +106,7 @@ def test_truncated_and_mutated_tokenizer_json_never_crash(folder):
     path = folder / "tokenizer.json"
     raw, draw, num_refused = path.read_bytes(), random.Random(4), 0
     for i in range(120):
-        damaged = bytearray(raw[:draw.randrange(len(raw))] if i % 2 else raw)
+        damaged = bytearray(raw[: draw.randrange(len(raw))] if i % 2 else raw)
         for _ in range(3):
             damaged[draw.randrange(len(damaged))] = draw.randrange(256)
         path.write_bytes(damaged)

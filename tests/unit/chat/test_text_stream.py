@@ -51,7 +51,9 @@ def test_any_token_ids_stream_as_they_decode(tokenizer):
     for _ in range(300):
         ids = [draw.randrange(tokenizer.vocab_size) for _ in range(draw.randint(0, 30))]
         for skip in (True, False):
-            assert "".join(streamed(tokenizer, ids, skip_special=skip)) == tokenizer.decode(ids, skip_special=skip)
+            assert "".join(streamed(tokenizer, ids, skip_special=skip)) == tokenizer.decode(
+                ids, skip_special=skip
+            )
 
 
 def test_random_byte_level_ids_decode_as_the_tokenizers_library_decodes(tmp_path):
