@@ -17,3 +17,21 @@ def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     build_llama(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_path():
+    """The default model's GGUF file: HEARTH_TEST_SMOLLM2, else the user's store; never fetched here."""
+    from pathlib import Path
+
+    from openhearth import hub
+    from openhearth.config import Config
+
+    if os.environ.get("HEARTH_TEST_SMOLLM2"):
+        path = Path(os.environ["HEARTH_TEST_SMOLLM2"])
+    else:
+        stored = hub.find("smollm2", Config.from_env())
+        path = stored.path if stored else None
+    if path is None or not path.exists():
+        pytest.fail("the default model is not on this machine: hearth pull smollm2")
+    return path

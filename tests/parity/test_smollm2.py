@@ -1,0 +1,78 @@
+"""SmolLM2-135M-Instruct against transformers on the same GGUF file, fp32 on the CPU."""
+
+import pytest
+import torch
+from support.packs import PagedRunner, run_whole
+
+from openhearth.formats import open_checkpoint
+from openhearth.models import load_model
+from openhearth.spec import read_spec
+
+NUM_NEW = 64
+PROMPTS = [
+    "The capital of France is", "Once upon a time, in a small village", "def fibonacci(n):\n    ",
+    "Water boils at a temperature of", "The three primary colours are", "In 1969, humans first",
+    "To make bread you need flour,", "Die Hauptstadt von Deutschland ist", "La tour Eiffel se trouve",
+    "import numpy as np\n\ndef mean(x):", "Q: What is 12 times 7?\nA:", "The opposite of hot is",
+    "Photosynthesis is the process by which", "SELECT name FROM users WHERE", "Dear Sir or Madam,\n\n",
+    "The largest planet in our solar system", "A haiku about the sea:\n", "1, 1, 2, 3, 5, 8,",
+    "Breaking news: scientists have discovered",
+    "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n",
+]
+
+
+@pytest.fixture(scope="module")
+def ours(smollm2_path):
+    checkpoint = open_checkpoint(smollm2_path)
+    return load_model(checkpoint, read_spec(checkpoint), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def theirs(smollm2_path):
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name,
+                                                dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def prompts(smollm2_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+    return [tokenizer(text, add_special_tokens=False).input_ids for text in PROMPTS]
+
+
+def test_it_has_the_published_number_of_parameters(ours):
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 134_515_008
+    assert ours.spec.num_parameters == 134_515_008
+
+
+def test_logits_equal_those_of_transformers(ours, theirs, prompts):
+    ids = [token for prompt in prompts for token in prompt]
+    with torch.inference_mode():
+        want = theirs(torch.tensor([ids])).logits[0]
+        got = ours.logits(run_whole(ours, ids))
+    assert (got - want).abs().max() <= 1e-4
+
+
+def test_greedy_continuations_of_64_tokens_are_those_of_transformers(ours, theirs, prompts):
+    """Ours decode together from a paged cache; each next token must be transformers' own argmax.
+
+    By induction that is transformers' greedy continuation, at the price of one forward per prompt.
+    """
+    runner = PagedRunner(ours, num_pages=20 * 16, page_size=16)
+    texts = {index: list(prompt) for index, prompt in enumerate(prompts)}
+    chunks = texts
+    for _ in range(NUM_NEW):
+        hidden = runner.step(chunks)
+        last = torch.stack([hidden[index][-1] for index in texts])
+        with torch.inference_mode():
+            chosen = ours.logits(last).argmax(-1).tolist()
+        chunks = {index: [token] for index, token in zip(texts, chosen, strict=True)}
+        texts = {index: ids + chunks[index] for index, ids in texts.items()}
+    for index, ids in texts.items():
+        start = len(prompts[index])
+        with torch.inference_mode():
+            want = theirs(torch.tensor([ids[:-1]])).logits[0, start - 1:].argmax(-1).tolist()
+        assert ids[start:] == want, PROMPTS[index]
