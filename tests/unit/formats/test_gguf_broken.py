@@ -54,7 +54,7 @@ BROKEN = {
         gguf_bytes([array_value("k", STRING, 2, text("a") + u64(HUGE))]), "item 1 of"),
     "string array in latin-1": (gguf_bytes([array_value("k", STRING, 2, text("a") + text(b"\xe9"))]),
                                 "item 1 of the value of `k` at byte .* is not valid UTF-8"),
-    "array bomb of empty arrays": (gguf_bytes([array_value("k", ARRAY, MAX_ARRAY_ELEMENTS)]), "needs"),
+    "array bomb of empty arrays": (gguf_bytes([array_value("k", ARRAY, MAX_ARRAY_ELEMENTS)]), "limit is 131072"),
     "tensor without a name": (gguf_bytes([], [tensor_info("", [4])], bytes(16)), "tensor 0 has no name"),
     "tensor name of 257 bytes": (gguf_bytes([], [tensor_info("n" * 257, [4])], bytes(16)), "257 bytes long"),
     "tensor name in latin-1": (gguf_bytes([], [tensor_info(b"\xe9", [4])], bytes(16)), "UTF-8"),
