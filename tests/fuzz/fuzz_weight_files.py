@@ -1,8 +1,8 @@
 """Fuzzer of the weight file readers: damaged files give a checked Checkpoint or a HearthError.
 
-Anything else is a failure: another exception, more than 256 MiB, more than two seconds of processor time, a tensor
-outside its file, or a safetensors file that the `safetensors` package refuses. Runs in a process of
-its own, as the memory limit holds for the whole process:
+Anything else is a failure: another exception, more than 256 MiB, more than two seconds of processor
+time, a tensor outside its file, or a safetensors file that the `safetensors` package refuses. Runs in
+a process of its own, as the memory limit holds for the whole process:
 
     PYTHONPATH=src:tests python tests/fuzz/fuzz_weight_files.py --seconds 3600 --seed 7
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
-NUM_CASES = 6000
+NUM_CASES = 3000
 
 
 def test_damaged_weight_files_are_accepted_whole_or_refused_with_an_error_of_ours(tmp_path):

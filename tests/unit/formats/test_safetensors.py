@@ -66,7 +66,7 @@ BROKEN = {
     "nested header": (safetensors_bytes(DEEP), f"deeper than {MAX_DEPTH}"),
     "nested until the stack would end": (
         safetensors_bytes(b'{"a":' + b"[" * 200_000 + b"]" * 200_000 + b"}"), "deeper"),
-    "list bomb": (safetensors_bytes(b'{"a":[' + b"0," * MAX_HEADER_VALUES + b"0]}"), "the limit is 4000000"),
+    "list bomb": (safetensors_bytes(b'{"a":[' + b"0," * MAX_HEADER_VALUES + b"0]}"), "the limit is 1000000"),
     "number with 5000 digits": (safetensors_bytes(b'{"a":' + b"9" * 5000 + b"}"), "too many digits"),
     "duplicate tensor": (safetensors_bytes(b'{"a":' + EMPTY + b',"a":' + EMPTY + b"}"), "the key `a` twice"),
     "duplicate field": (safetensors_bytes(b'{"a":{"dtype":"I8",' + EMPTY[1:] + b"}"), "key `dtype` twice"),
