@@ -15,7 +15,7 @@ CONTENTS = [bytes([i]) * (2000 + i) for i in range(6)]
 
 def put(store: Store, rng: random.Random, name: str) -> None:
     files = {}
-    for path in ("a.gguf", "config.json", "sub/b.json")[:rng.randint(1, 3)]:
+    for path in ("a.gguf", "config.json", "sub/b.json")[: rng.randint(1, 3)]:
         content = rng.choice(CONTENTS)
         digest = hashlib.sha256(content).hexdigest()
         part = store.partial / f"{digest}-{rng.random()}"

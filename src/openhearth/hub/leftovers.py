@@ -57,6 +57,7 @@ def pulling(store: Store, name: str, files: Mapping[str, RemoteFile]) -> Iterato
         try:
             yield
         except BaseException:
+            _drop_empty_parts(store, record)
             if not _leftover(store, record).done_bytes:
                 note.unlink(missing_ok=True)
             raise
@@ -103,6 +104,17 @@ def _leftover(store: Store, record: Mapping[str, Any]) -> Leftover:
         whole = store.blob_size(file["key"]) if DIGEST.fullmatch(file["key"]) else None
         done += whole if whole is not None else part_bytes(store.partial / file["key"], file["size"])
     return Leftover(str(record["name"]), done, None if None in sizes else sum(sizes))
+
+
+def _drop_empty_parts(store: Store, record: Mapping[str, Any]) -> None:
+    """Remove parts whose space is reserved but of which nothing arrived: there is nothing to go on from."""
+    from openhearth.hub.transfer import discard
+
+    for file in record["files"].values():
+        partial = store.partial / file["key"]
+        if partial.exists() and not part_bytes(partial, file["size"]):
+            with suppress(OSError):
+                discard(partial)
 
 
 def part_bytes(partial: Path, size: int | None) -> int:

