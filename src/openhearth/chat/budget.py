@@ -10,6 +10,7 @@ operands and of the source bound them, and the same limits bound these.
 from __future__ import annotations
 
 import time
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -34,6 +35,10 @@ class TemplateLimits:
     range_length: int = 100_000
 
 
+CONTAINERS = (list, tuple, set, frozenset, Mapping, KeysView, ValuesView, ItemsView)
+"""Types whose text and comparison cost what they hold."""
+
+
 class Budget:
     """Counts what one rendering spends."""
 
@@ -50,6 +55,19 @@ class Budget:
             raise _over(f"takes more than {self.limits.steps} steps")
         if time.monotonic() > self._deadline:
             raise _over(f"takes longer than {self.limits.seconds:g} s")
+
+    def charge_value(self, value: object) -> None:
+        """Charge a value that was made; a container holds at most total_chars. Raises: TemplateError."""
+        self.charge(size_of(value))
+        limit = self.limits.total_chars
+        if isinstance(value, CONTAINERS) and expanded_size(value, limit) > limit:
+            raise _over(f"makes a list of more than {limit} characters")
+
+    def charge_text(self, *values: object) -> None:
+        """Charge containers that are about to be written as text. Raises: TemplateError."""
+        for value in values:
+            if isinstance(value, CONTAINERS):
+                self.charge(expanded_size(value, self.limits.total_chars))
 
     def charge(self, num_chars: int) -> None:
         """Charge one value of this size, before it is made where that is possible. Raises: TemplateError."""
@@ -86,12 +104,27 @@ class spending:
 
 
 def size_of(value: object) -> int:
-    """Return the characters that a value counts as."""
-    if isinstance(value, str | bytes):
+    """Return the characters that a value counts as, without what a container holds."""
+    if isinstance(value, str):
         return len(value)
-    if isinstance(value, list | tuple | dict | set):
-        return 8 * len(value)
-    return 0
+    return 8 * len(value) if isinstance(value, CONTAINERS) else 0
+
+
+def expanded_size(value: object, limit: int) -> int:
+    """Return the characters that a value would write, what containers hold counted every time.
+
+    A list may hold one long text, or one list, many times over. Counting stops above limit.
+    """
+    total, open_values = 0, [value]
+    while open_values and total <= limit:
+        item = open_values.pop()
+        total += 8 + (len(item) if isinstance(item, str) else 0)
+        if isinstance(item, Mapping):
+            open_values += item.keys()
+            open_values += item.values()
+        elif isinstance(item, CONTAINERS):
+            open_values += item
+    return total
 
 
 def _over(what: str) -> TemplateError:

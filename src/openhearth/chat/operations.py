@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2.sandbox import SecurityError
 
-from openhearth.chat.budget import current_budget, size_of
+from openhearth.chat.budget import current_budget, expanded_size, size_of
 
 MAX_WIDTH = 10_000
 _MAX_INT_BITS = 4096
@@ -22,6 +22,7 @@ _MAX_INT_BITS = 4096
 
 def text_of(value: Any) -> str:
     """Return a value as a plain `str`, as Jinja writes it."""
+    current_budget().charge_text(value)
     text = str(value)
     return text if type(text) is str else str.__str__(text)
 
@@ -59,6 +60,8 @@ def _check_filter_join(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]
     separator = text_of(kwargs.get("d", args[0] if args else ""))
     if "attribute" not in kwargs and len(args) < 2:
         items = [text_of(item) for item in items]
+    else:
+        current_budget().charge_text(items)
     current_budget().charge(sum(map(size_of, items)) + len(separator) * len(items))
     return (items, *args)
 
@@ -70,8 +73,9 @@ def _check_filter_sum(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
 
 
 def _check_filter_format(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    check_format(text_of(value))
-    return (text_of(value), *args)
+    text = text_of(value)
+    check_format(text, "%", (args, kwargs))
+    return (text, *args)
 
 
 FILTER_CHECKS: Mapping[str, Callable[..., tuple[Any, ...]]] = {
@@ -102,6 +106,7 @@ def checked_method(
         _charge_replace(owner, *args[:2])
     elif name == "join" and args:
         items = list(args[0])
+        current_budget().charge_value(items)
         current_budget().charge(sum(map(size_of, items)) + len(owner) * len(items))
         return (items,)
     return args
@@ -112,12 +117,17 @@ def _charge_replace(text: str, old: Any, new: Any) -> None:
         current_budget().charge(len(text) + text.count(old) * len(new))
 
 
-_PERCENT_WIDTH = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\d*|\*)(?:\.(\d*|\*))?")
+_PERCENT_WIDTH = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\*|\d*)(?:\.(\*|\d*))?")
 _BRACE_SPEC = re.compile(r"\{[^{}]*:([^{}]*)(\{?)")
 
 
-def check_format(text: str) -> None:
-    """Refuse a format, of `%` or of `format`, with a large or computed width."""
+def check_format(text: str, sign: str, given: Any) -> None:
+    """Refuse a format with a large or computed width; charge what it may write.
+
+    sign: what begins a field, "%" or "{". given: all that the fields can write.
+    """
+    budget = current_budget()
+    budget.charge(len(text) + text.count(sign) * expanded_size(given, budget.limits.total_chars))
     numbers = [number for match in _PERCENT_WIDTH.finditer(text) for number in match.groups() if number]
     for spec, nested in _BRACE_SPEC.findall(text):
         numbers += ["*"] if nested else re.findall(r"\d+", spec)
@@ -133,7 +143,12 @@ def check_product(left: Any, right: Any) -> None:
             raise SecurityError(f"a product of more than {_MAX_INT_BITS} bits")
     elif isinstance(left, int) or isinstance(right, int):
         number, value = (left, right) if isinstance(left, int) else (right, left)
-        current_budget().charge(max(0, number) * size_of(value))
+        budget = current_budget()
+        budget.charge(max(0, number) * size_of(value))
+        if not isinstance(value, str) and max(0, number) * expanded_size(value, budget.limits.total_chars) > (
+            budget.limits.total_chars
+        ):
+            raise SecurityError("a repetition of a long list")
 
 
 def check_power(left: Any, right: Any) -> None:

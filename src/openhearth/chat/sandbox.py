@@ -60,6 +60,9 @@ _FILTERS = (
 )
 
 
+_WRITERS = "capitalize center e escape indent lower safe string title trim truncate upper wordcount"
+
+
 class _GenerationTag(ext.Extension):
     """`{% generation %}...{% endgeneration %}`: its output is put between two marks."""
 
@@ -98,6 +101,8 @@ def _metered(node: nodes.Node) -> nodes.Node:
         return _call("concat_values", node.nodes, node.lineno)
     if isinstance(node, nodes.Compare):
         node.expr = _call("counted", [node.expr], node.lineno)
+    if isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
+        return _call("charged", [node], node.lineno)
     return node
 
 
@@ -196,15 +201,20 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         current_budget().step()
         value = super().getitem(obj, argument)
         if isinstance(argument, slice):
-            current_budget().charge(size_of(value))
+            current_budget().charge_value(value)
         return value
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """As Jinja, for formats whose widths are small."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            check_format(value.__self__)
-        return wrapped
+        if wrapped is None:
+            return None
+
+        def checked(*args: Any, **kwargs: Any) -> str:
+            check_format(value.__self__, "{", (args, kwargs))
+            return wrapped(*args, **kwargs)
+
+        return checked
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Check and charge a call of a method, macro or function."""
@@ -214,7 +224,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         if isinstance(owner, str):
             args = checked_method(owner, __obj.__name__, args, kwargs)
         value = super().call(__context, __obj, *args, **kwargs)
-        budget.charge(size_of(value))
+        budget.charge_value(value)
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -222,7 +232,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         budget = current_budget()
         budget.step()
         if operator == "%" and isinstance(left, str):
-            check_format(left)
+            check_format(left, "%", right)
         elif operator == "*":
             check_product(left, right)
         elif operator == "**":
@@ -230,7 +240,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         elif operator == "+":
             budget.charge(size_of(left) + size_of(right))
         value = super().call_binop(context, operator, left, right)
-        budget.charge(size_of(value) if operator == "%" else 0)
+        if operator in "+%":
+            budget.charge_value(value)
         return value
 
     def count_step(self) -> None:
@@ -240,6 +251,11 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def counted(self, value: Any) -> Any:
         """Charge one step and return value."""
         current_budget().step()
+        return value
+
+    def charged(self, value: Any) -> Any:
+        """Charge a list, tuple or dictionary that the template writes out."""
+        current_budget().charge_value(value)
         return value
 
     def concat_values(self, *values: Any) -> str:
@@ -278,8 +294,10 @@ def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
         budget.step()
         if check is not None:
             args = (*args[:num_passed], *check(*args[num_passed:], **kwargs))
+        if name in _WRITERS.split():
+            budget.charge_text(*args[num_passed:])
         value = function(*args, **kwargs)
-        budget.charge(size_of(value))
+        budget.charge_value(value)
         return value
 
     if num_passed:
@@ -299,9 +317,14 @@ def _tojson(
     """Return plain JSON: no HTML escapes, order of keys kept."""
     if indent is not None and (len(indent) if isinstance(indent, str) else indent) > 32:
         raise SecurityError("an indentation of more than 32 characters")
-    text = json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
+    pieces = []
+    for piece in encoder.iterencode(value):
+        current_budget().charge(len(piece))
+        pieces.append(piece)
+    text = "".join(pieces)
     mark = context.parent.get(CUT_MARK)
     if mark and ensure_ascii:
         escaped = re.escape(json.dumps(mark)[1:-1])
