@@ -278,12 +278,12 @@ def test_rm_asks_and_takes_silence_for_no(run, server, tiny_gguf, home):
 
 @pytest.mark.parametrize("seed", range(1))
 def test_a_killed_pull_goes_on_in_a_new_process_without_fetching_again(run, server, tiny_gguf, home, seed):
-    content = big_model(tiny_gguf, 16 << 20, seed)
+    content = big_model(tiny_gguf, 32 << 20, seed)
     server.add_repo("owner/big", {"big.gguf": content})
     server.faults.delay_s = 0.005
     rng, num_kills = random.Random(seed), 3
     for i in range(num_kills):
-        process = start(home, server, "pull", "owner/big", "--connections", "4")
+        process = start(home, server, "pull", "owner/big", "--connections", "2")
         goal = (i + 1) * len(content) // (num_kills + 2)
         while server.total_served() < goal and process.poll() is None:
             time.sleep(0.01)
@@ -298,7 +298,8 @@ def test_a_killed_pull_goes_on_in_a_new_process_without_fetching_again(run, serv
     server.faults.delay_s = 0
     done = run("pull", "owner/big")
     assert "already here" in done.stderr
-    assert server.total_served() <= len(content) + num_kills * 4 * (2 << 20)
+    # Each kill may lose one chunk of 1 MiB per connection, and what was in flight.
+    assert server.total_served() <= len(content) + num_kills * 2 * (3 << 19)
     assert json.loads(run("show", "owner/big", "--verify", "--json").stdout)["weights_sha256"] == sha256(
         content
     )
