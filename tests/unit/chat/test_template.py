@@ -139,7 +139,7 @@ BOMBS = {
     "hoarding": "{% set ns = namespace(l=[]) %}{% set s = 'a' * 999999 %}{% for i in range(99999) %}{% set ns.l = ns.l + [s ~ i] %}{% endfor %}",
     "deep parentheses": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "deep lists": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
-    "deep blocks": "{% if true %}" * 3000 + "{% endif %}" * 1500,
+    "deep blocks": "{% if true %}" * 3000 + "{% endif %}" * 3000,
     "long search": "{% set s = 'a' * 9999999 %}" + "{% if s ~ 'b' in s %}{% endif %}" * 1500,
     "map": "{% for i in range(99999) %}{{ range(99999) | map('string') | list | length }}{% endfor %}",
     "output": "{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
