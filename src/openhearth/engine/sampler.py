@@ -18,7 +18,7 @@ Does not: know requests, pages or stop conditions.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,12 +67,13 @@ def draw(logits_RV: Tensor, rows: Sequence[Row]) -> list[Draw]:
         temperatures = [row.sampling.temperature or 1.0 for row in rows]
         if any(temperature != 1.0 for temperature in temperatures):
             logits_RV /= torch.tensor(temperatures, device=logits_RV.device)[:, None]
-        truncate_(logits_RV, {place: rows[place].sampling for place in drawing})
+        for place in drawing:
+            truncate_(logits_RV[place], rows[place].sampling)
     logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
     if len(drawing) < len(rows):
         token_ids_R = _argmax(logits_RV)
     if drawing:
-        raced = _race(_pick(logprobs_RV, drawing), [rows[place] for place in drawing])
+        raced = _race(_pick(logits_RV, drawing), [rows[place] for place in drawing])
         if len(drawing) < len(rows):
             token_ids_R[drawing] = raced
         else:
@@ -83,28 +84,16 @@ def draw(logits_RV: Tensor, rows: Sequence[Row]) -> list[Draw]:
             in zip(token_ids_R.tolist(), chosen_R.tolist(), logprobs_RV, rows, strict=True)]
 
 
-def truncate_(scaled_RV: Tensor, samplings: Mapping[int, Sampling]) -> None:
+def truncate_(scaled_V: Tensor, sampling: Sampling) -> None:
     """Set what top-k, top-p and min-p exclude to -inf, in place; each sees what the one before left.
 
-    scaled_RV: float32, logits after temperature. samplings: by row; other rows stay as they are.
-    top_p keeps the fewest tokens, likeliest first, whose mass reaches it (arXiv 1904.09751, section
-    3.1); min_p those with at least min_p times the largest probability (arXiv 2407.01082, section 3).
+    scaled_V: float32, logits after temperature. top_p keeps the fewest tokens, likeliest first, whose
+    mass reaches it (arXiv 1904.09751, section 3.1); min_p those with at least min_p times the
+    largest probability (arXiv 2407.01082, section 3).
     """
-    num_tokens = scaled_RV.shape[1]
-    top_k = {place: one.top_k for place, one in samplings.items() if 0 < one.top_k < num_tokens}
-    if top_k:
-        best_RK = _best(_pick(scaled_RV, list(top_k)), max(top_k.values()))
-        least_R = [best_K[k - 1] for best_K, k in zip(best_RK, top_k.values(), strict=True)]
-        _drop_below_(scaled_RV, list(top_k), least_R)
-    top_p = {place: one.top_p for place, one in samplings.items() if one.top_p < 1}
-    if top_p:
-        least_R = _least_of_top_p(_pick(scaled_RV, list(top_p)), list(top_p.values()))
-        _drop_below_(scaled_RV, list(top_p), least_R)
-    min_p = {place: one.min_p for place, one in samplings.items() if one.min_p > 0}
-    if min_p:
-        best_R = _pick(scaled_RV, list(min_p)).amax(dim=-1).tolist()
-        least_R = [best + math.log(one) for best, one in zip(best_R, min_p.values(), strict=True)]
-        _drop_below_(scaled_RV, list(min_p), least_R)
+    if 0 < sampling.top_k < len(scaled_V) or sampling.top_p < 1 or sampling.min_p > 0:
+        least = np.float32(_least_kept(scaled_V.cpu().numpy(), sampling))
+        functional.threshold_(scaled_V, float(np.nextafter(least, np.float32(-np.inf))), -math.inf)
 
 
 def top_logprobs(logprobs_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:
@@ -126,37 +115,50 @@ def _adjust_(logits_V: Tensor, row: Row) -> None:
         logits_V.masked_fill_(~row.mask, -math.inf)
 
 
-def _least_of_top_p(scaled_RV: Tensor, top_p: list[float]) -> list[float]:
-    """Return the logit of the last token that top-p keeps, for each row.
+def _least_kept(scaled_V: np.ndarray, sampling: Sampling) -> float:
+    """Return the logit of the last token that is kept.
 
-    Looks at the likeliest few hundred first; the whole vocabulary is sorted only when it must be.
+    In numpy, whose vectorised partition and sort take a fraction of torch's time on the CPU.
     """
-    num_tokens = scaled_RV.shape[1]
-    norms_R = (scaled_RV.amax(dim=-1) - torch.log_softmax(scaled_RV, dim=-1).amax(dim=-1)).tolist()
-    least_R = [math.nan] * len(top_p)
-    places, num_candidates = list(range(len(top_p))), _FIRST_CANDIDATES
-    while places:
-        num_candidates = min(num_candidates, num_tokens)
-        best_RK = _best(_pick(scaled_RV, places), num_candidates)
-        still = []
-        for place, best_K in zip(places, best_RK, strict=True):
-            mass_K = np.exp(best_K.astype(np.float64) - norms_R[place]).cumsum()
-            last = int(np.searchsorted(mass_K, top_p[place]))
-            least_R[place] = best_K[min(last, num_candidates - 1)]
-            if last == num_candidates < num_tokens:
-                still.append(place)
-        places, num_candidates = still, num_candidates * 16
-    return least_R
+    if scaled_V.min() == -np.inf:
+        scaled_V = scaled_V[scaled_V > -np.inf]  # partition is slow among many equal numbers
+    if len(scaled_V) == 0:
+        return -math.inf
+    most, least = scaled_V.max(), -math.inf
+    if 0 < sampling.top_k < len(scaled_V):
+        least = np.partition(scaled_V, -sampling.top_k)[-sampling.top_k]
+        scaled_V = scaled_V[scaled_V >= least]
+    if sampling.top_p < 1:
+        # Of a maximum, the logprob is minus the logarithm of the sum.
+        norm = most - torch.log_softmax(torch.from_numpy(scaled_V), dim=-1).amax().item()
+        least = _least_of_top_p(scaled_V, norm, sampling.top_p)
+    if sampling.min_p > 0:
+        least = max(least, most + math.log(sampling.min_p))
+    return least
 
 
-def _race(logprobs_RV: Tensor, rows: Sequence[Row]) -> Tensor:
+def _least_of_top_p(scaled_V: np.ndarray, norm: float, top_p: float) -> float:
+    """Look at the likeliest few hundred first; the whole vocabulary is sorted only when it must be."""
+    num_candidates = _FIRST_CANDIDATES
+    while True:
+        is_all = num_candidates >= len(scaled_V)
+        best_K = scaled_V if is_all else np.partition(scaled_V, -num_candidates)[-num_candidates:]
+        best_K = np.sort(best_K)[::-1]
+        last = int(np.searchsorted(np.exp(best_K.astype(np.float64) - norm).cumsum(), top_p))
+        if last < len(best_K) or is_all:
+            return best_K[min(last, len(best_K) - 1)]
+        num_candidates *= 16
+
+
+def _race(scaled_RV: Tensor, rows: Sequence[Row]) -> Tensor:
     """Return the drawn token ids, int64 [R]."""
-    num_rows, num_tokens = logprobs_RV.shape
+    num_rows, num_tokens = scaled_RV.shape
     num_blocks = -(-num_tokens // _BLOCK)
     noise_RN = torch.from_numpy(-np.log(uniforms(
         [row.sampling.seed for row in rows], [row.completion for row in rows], [row.draw for row in rows],
-        _BLOCK + num_blocks))).float().to(logprobs_RV.device)
-    probs_RV = logprobs_RV.exp()
+        _BLOCK + num_blocks))).float().to(scaled_RV.device)
+    # Not the exp of logprobs: on the CPU that is up to a hundred times slower for -inf and denormals.
+    probs_RV = torch.softmax(scaled_RV, dim=-1)
     if num_tokens % _BLOCK:
         probs_RV = functional.pad(probs_RV, (0, num_blocks * _BLOCK - num_tokens))
     probs_RBW = probs_RV.view(num_rows, num_blocks, _BLOCK)
@@ -171,27 +173,8 @@ def _pick(rows_RX: Tensor, places: list[int]) -> Tensor:
     return rows_RX if len(places) == len(rows_RX) else rows_RX[places]
 
 
-def _drop_below_(scaled_RV: Tensor, places: list[int], least_R: list[float]) -> None:
-    for place, least in zip(places, least_R, strict=True):
-        below = float(np.nextafter(np.float32(least), np.float32(-np.inf)))
-        functional.threshold_(scaled_RV[place], below, -math.inf)
-
-
-def _best(rows_RV: Tensor, count: int) -> np.ndarray:
-    """Return the largest count values of each row, descending.
-
-    On the CPU by numpy, whose vectorised partition and argmax take a fraction of torch's time.
-    """
-    if rows_RV.device.type != "cpu":
-        return torch.topk(rows_RV, count).values.cpu().numpy()
-    numbers = rows_RV.numpy()
-    if count < numbers.shape[1]:
-        numbers = np.partition(numbers, -count)[:, -count:]
-    return np.sort(numbers)[:, ::-1]
-
-
 def _argmax(rows_RV: Tensor) -> Tensor:
-    """Return the lowest index of each row's largest value."""
+    """Return the lowest index of each row's largest value; numpy's is ten times torch's on the CPU."""
     if rows_RV.device.type != "cpu":
         return rows_RV.argmax(dim=-1)
     return torch.from_numpy(rows_RV.numpy().argmax(axis=-1))

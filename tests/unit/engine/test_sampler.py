@@ -112,12 +112,23 @@ def test_tokens_that_tie_with_the_last_kept_one_are_kept():
         assert (found > -math.inf).tolist() == [False, True, True, True, True, False]
 
 
-def test_settings_of_one_row_leave_the_other_rows_alone():
-    logits_RV = noise(3, V)
-    scaled = logits_RV.clone()
-    truncate_(scaled, {1: Sampling(top_k=5, top_p=0.9, min_p=0.01)})
-    assert torch.equal(scaled[0], logits_RV[0]) and torch.equal(scaled[2], logits_RV[2])
-    assert 1 <= (scaled[1] > -math.inf).sum() <= 5
+def test_truncation_works_in_place_and_keeps_the_numbers_it_keeps():
+    logits_V = noise(V)
+    scaled_V = logits_V.clone()
+    truncate_(scaled_V, Sampling(top_k=5, top_p=0.9, min_p=0.01))
+    kept = scaled_V > -math.inf
+    assert 1 <= kept.sum() <= 5 and torch.equal(scaled_V[kept], logits_V[kept])
+    truncate_(logits_V, Sampling(top_k=V))
+    assert (logits_V > -math.inf).all()
+
+
+def test_truncation_counts_only_tokens_that_the_mask_allows():
+    mask = torch.zeros(V, dtype=torch.bool)
+    mask[10:40] = True
+    for sampling in ({"top_k": 12}, {"top_p": 0.7}, {"top_k": 50, "min_p": 0.2}):
+        logits_V = noise(V, seed=5)
+        expected = transformers_logprobs(logits_V.masked_fill(~mask, -math.inf), sampling)
+        assert torch.allclose(logprobs_of(logits_V, sampling, mask=mask), expected, atol=1e-5)
 
 
 def test_greedy_takes_the_largest_and_the_lowest_id_among_equals():
