@@ -94,7 +94,7 @@ class HubServer:
         self.served: Counter[str] = Counter()
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.lock = threading.Lock()
-        self.num_active = 0
+        self.num_active = self.peak_active = 0
         self._servers = [self._serve(is_storage) for is_storage in (False, True)]
         self.url, self.storage_url = (
             f"{'https' if is_tls else 'http'}://127.0.0.1:{server.server_port}" for server in self._servers)
@@ -212,6 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(parts.path)
         with hub.lock:
             hub.num_active += 1
+            hub.peak_active = max(hub.peak_active, hub.num_active)
         try:
             if path in hub.files and not path.startswith("/storage/"):
                 headers = {"ETag": f'"{hub.etags[path]}"'} if hub.etags[path] else {}

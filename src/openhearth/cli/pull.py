@@ -21,6 +21,7 @@ def command(
     json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
     """Fetch a model, checked by hash before it is visible. An interrupted pull goes on where it stopped."""
+    from openhearth.cli.facts import gather
     from openhearth.cli.output import print_fields, print_json, print_note
     from openhearth.cli.progress import show_progress
     from openhearth.config import Config
@@ -40,6 +41,8 @@ def command(
         print_json(describe(model))
     else:
         print_fields(summary(model))
+        if reason := gather(model)["unsupported"]:
+            print_note(f"this version of openhearth cannot run it: {reason}")
 
 
 def describe(model: StoredModel) -> dict[str, Any]:

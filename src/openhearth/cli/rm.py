@@ -39,7 +39,8 @@ def command(
             flags = ["--partials", "--yes"] if partials else ["--yes"]
             raise UsageError("nothing was removed", why="the question was not answered with yes",
                              hint=f"hearth rm {' '.join([*chosen, *flags])}")
-        freed = store.remove(chosen).num_bytes + (remove_leftovers(store) if partials else 0)
+        freed = remove_leftovers(store) if partials else 0  # may refuse, so it goes first
+        freed += store.remove(chosen).num_bytes
     if json:
         print_json({"names": list(dict.fromkeys(chosen)), "partials": partials, "freed_bytes": freed,
                     "is_dry_run": dry_run})

@@ -75,9 +75,22 @@ class Answer:
 
 def origin(url: str) -> tuple[str, str, int]:
     """Return (scheme, host, port) of an address; what a token or a header is bound to."""
-    parts = urlsplit(url)
-    scheme = parts.scheme.lower()
-    return scheme, (parts.hostname or "").lower(), parts.port or {"http": 80, "https": 443}.get(scheme, 0)
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme.lower(), (parts.hostname or "").lower(), parts.port
+    except ValueError as error:
+        raise UsageError(f"{url.rpartition('@')[2][:200]!a} is no address", why=str(error)) from None
+    return scheme, host, port or {"http": 80, "https": 443}.get(scheme, 0)
+
+
+def join(base: str, target: str) -> str:
+    """Return the address that a page or a redirect at base names. Raises: NetworkError when malformed."""
+    try:
+        address = urljoin(base, target)
+        origin(address)
+        return address
+    except (ValueError, UsageError):
+        raise NetworkError(f"`{redact(base)}` names the malformed address {target[:200]!a}") from None
 
 
 def redact(url: str) -> str:
@@ -210,7 +223,7 @@ class Client:
             if raw.status not in _REDIRECTS or not target or not is_following:
                 return Answer(raw.status, raw.headers, url, raw)
             raw.close()
-            target = urljoin(url, target)
+            target = join(url, target)
             scheme = urlsplit(target).scheme.lower()
             if scheme not in {"http", "https"} or (scheme == "http" and origin(url)[0] == "https"):
                 raise NetworkError(f"`{redact(url)}` redirects to `{redact(target)}`",

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from openhearth.errors import HearthError
-from openhearth.hub.locks import disk_errors, locked, write_durably
+from openhearth.hub.locks import disk_errors, is_temporary, locked, write_durably
 from openhearth.hub.manifest import DIGEST, MAX_MANIFEST_BYTES, file_stem
 from openhearth.hub.records import RemoteFile
 from openhearth.hub.store import Store
@@ -57,6 +57,7 @@ def pulling(store: Store, name: str, files: Mapping[str, RemoteFile]) -> Iterato
         try:
             yield
         except BaseException:
+            _drop_empty_parts(store, record)
             if not _leftover(store, record).done_bytes:
                 note.unlink(missing_ok=True)
             raise
@@ -75,7 +76,7 @@ def leftovers(store: Store) -> list[Leftover]:
 
 def unused_bytes(store: Store) -> int:
     """Return the bytes that `remove_leftovers` would free."""
-    return sum(_disk_bytes(path) for path in [*_entries(store.partial), *_unused_blobs(store)])
+    return sum(_disk_bytes(path) for path in _unused(store))
 
 
 def remove_leftovers(store: Store) -> int:
@@ -88,7 +89,7 @@ def remove_leftovers(store: Store) -> int:
             raise HearthError("a pull is running, its parts are in use", hint="try again when it has ended")
         with locked(store.home / "store.lock"):
             freed = unused_bytes(store)
-            for path in [*_entries(store.partial), *_unused_blobs(store)]:
+            for path in _unused(store):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
                 else:
@@ -103,6 +104,17 @@ def _leftover(store: Store, record: Mapping[str, Any]) -> Leftover:
         whole = store.blob_size(file["key"]) if DIGEST.fullmatch(file["key"]) else None
         done += whole if whole is not None else part_bytes(store.partial / file["key"], file["size"])
     return Leftover(str(record["name"]), done, None if None in sizes else sum(sizes))
+
+
+def _drop_empty_parts(store: Store, record: Mapping[str, Any]) -> None:
+    """Remove parts whose space is reserved but of which nothing arrived: there is nothing to go on from."""
+    from openhearth.hub.transfer import discard
+
+    for file in record["files"].values():
+        partial = store.partial / file["key"]
+        if partial.exists() and not part_bytes(partial, file["size"]):
+            with suppress(OSError):
+                discard(partial)
 
 
 def part_bytes(partial: Path, size: int | None) -> int:
@@ -123,9 +135,12 @@ def _read_note(path: Path) -> Mapping[str, Any]:
     return record
 
 
-def _unused_blobs(store: Store) -> list[Path]:
+def _unused(store: Store) -> list[Path]:
+    """Return parts, blobs that no model uses, damaged blobs, and files whose writer was killed."""
     used = store.referenced()
-    return [blob for folder in _entries(store.blobs) for blob in _entries(folder) if blob.name not in used]
+    blobs = [blob for folder in _entries(store.blobs) for blob in _entries(folder) if blob.name not in used]
+    torn = [path for folder in (store.models, store.home) for path in _entries(folder) if is_temporary(path)]
+    return [*_entries(store.partial), *blobs, *torn]
 
 
 def _disk_bytes(path: Path) -> int:

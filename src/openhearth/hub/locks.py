@@ -73,6 +73,11 @@ def write_durably(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether a file is what a killed `write_durably` left."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
 @contextlib.contextmanager
 def disk_errors(home: Path) -> Iterator[None]:
     """Turn what the disk refuses into errors of ours: full, read-only, forbidden, not a folder."""

@@ -162,6 +162,7 @@ class Download:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
                 self._wake.wait(_PROGRESS_S)
+                self._wake.clear()
                 with self._lock:
                     prefix = self._journal.ranges.prefix
                 digest.advance(fd, min(prefix, digest.position + 64 * CHUNK_BYTES))

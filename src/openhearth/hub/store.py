@@ -148,6 +148,8 @@ class Store:
         removed, when the store lacks one of them.
         """
         names = tuple(dict.fromkeys(names))
+        if not names:
+            return Removal((), 0)
         if missing := [name for name in names if not self._manifest_path(name).exists()]:
             raise ModelNotFound(f"`{missing[0]}` is not in the store", hint="hearth list")
         if is_dry_run:

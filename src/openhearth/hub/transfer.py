@@ -23,7 +23,7 @@ from openhearth.config import Config
 from openhearth.errors import BadFile, HashMismatch, HearthError, ModelNotFound, NotEnoughDisk, UsageError
 from openhearth.hub.http import Client, redact
 from openhearth.hub.journal import read_journal
-from openhearth.hub.partial import CHUNK_BYTES, Digest, Report, Target, beside, remove, resumable
+from openhearth.hub.partial import CHUNK_BYTES, Digest, Report, Target, beside, disk_error, remove, resumable
 from openhearth.hub.paths import check_path
 from openhearth.hub.pip_config import read_pip_config
 from openhearth.hub.ranges import Download
@@ -53,13 +53,20 @@ def fetch(remote: RemoteFile, partial: Path, *, config: Config, on_progress: OnP
     if not 1 <= num_connections <= 32:
         raise UsageError(f"{num_connections} connections", why="expected 1 to 32", hint="--connections 4")
     report = _reporter(remote.path, on_progress)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(partial, report) as lock:
-        if lock.digest and remote.sha256 in (None, lock.digest):
-            return lock.digest
-        sha256 = _fetch_locked(remote, partial, config, report, num_connections)
-        lock.publish(sha256)
-        return sha256
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(partial, report) as lock:
+            if lock.digest and remote.sha256 in (None, lock.digest):
+                return lock.digest
+            sha256 = _fetch_locked(remote, partial, config, report, num_connections)
+            lock.publish(sha256)
+            return sha256
+    except OSError as error:
+        error = disk_error(error, remote.path)
+        if isinstance(error, HearthError):
+            raise error from None
+        raise HearthError(f"cannot write to `{partial.parent}`", why=str(error),
+                          hint="set HEARTH_HOME to a folder that you may write to") from None
 
 
 def discard(partial: Path) -> bool:
@@ -71,7 +78,6 @@ def discard(partial: Path) -> bool:
             return False
         remove(beside(partial, "wheel"))
         remove(partial)
-        beside(partial, "lock").unlink(missing_ok=True)
     return True
 
 
@@ -201,15 +207,13 @@ def _check_disk(partial: Path, num_bytes: int, label: str) -> None:
 class _Lock:
     """The held lock. digest: set when the process that held it before brought the file while we waited."""
 
-    def __init__(self, fd: int, path: Path, digest: str | None) -> None:
+    def __init__(self, fd: int, digest: str | None) -> None:
         self.digest = digest
         self._fd = fd
-        self._path = path
 
     def publish(self, sha256: str) -> None:
-        """Tell the waiting processes that the file is done, and remove the lock file."""
+        """Tell the waiting processes that the file is done."""
         os.pwrite(self._fd, sha256.encode(), 0)
-        self._path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -231,9 +235,11 @@ def _locked(partial: Path, report: Report | None) -> Iterator[_Lock]:
                 continue  # the holder gave up and removed it: take the new one
             if digest is None:
                 os.ftruncate(fd, 0)
-            elif is_named:
-                path.unlink(missing_ok=True)
-            yield _Lock(fd, path, digest)
+            try:
+                yield _Lock(fd, digest)
+            finally:
+                if not any(beside(partial, kind).exists() for kind in ("journal", "wheel")):
+                    path.unlink(missing_ok=True)  # nothing is left to go on with
             return
         finally:
             os.close(fd)

@@ -9,14 +9,16 @@ from openhearth.config import Config
 
 
 def write_gguf(path: Path, num_bytes: int = 4096, seed: int = 0) -> bytes:
-    """Write a GGUF file with one random tensor of about num_bytes, by the `gguf` package; return its bytes."""
+    """Write a GGUF file with one random tensor by the `gguf` package; return its bytes."""
     import gguf
     import numpy
 
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name(f"random {seed}")
-    writer.add_tensor("blk.0.attn_norm.weight",
-                      numpy.frombuffer(random.Random(seed).randbytes(num_bytes // 4 * 4), dtype=numpy.float32))
+    writer.add_tensor(
+        "blk.0.attn_norm.weight",
+        numpy.frombuffer(random.Random(seed).randbytes(num_bytes // 4 * 4), dtype=numpy.float32),
+    )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -37,5 +39,10 @@ def make_gguf(tmp_path):
 @pytest.fixture
 def config(tmp_path):
     """Settings with a store, a cache and an endpoint of the test's own; nothing listens there yet."""
-    return Config(home=tmp_path / "home", is_offline=False, hf_endpoint="http://127.0.0.1:9", hf_token=None,
-                  hf_cache=tmp_path / "hf" / "hub")
+    return Config(
+        home=tmp_path / "home",
+        is_offline=False,
+        hf_endpoint="http://127.0.0.1:9",
+        hf_token=None,
+        hf_cache=tmp_path / "hf" / "hub",
+    )

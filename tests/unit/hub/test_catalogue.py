@@ -34,18 +34,24 @@ def test_an_own_entry_is_added_and_may_replace_one(config):
     assert catalogue["smollm2"].sha256 == "b" * 64
 
 
-@pytest.mark.parametrize("text,reason", [
-    (OWN.format(name="mine", digest="A" * 64), "sha256"),
-    (OWN.format(name="mine", digest="../" * 21 + "a"), "sha256"),
-    (OWN.format(name="mine", digest="a" * 64).replace("12", "-1"), "size"),
-    (OWN.format(name="mine", digest="a" * 64).replace('"m.gguf"', '"../m.gguf"'), "relative path"),
-    (OWN.format(name="mine", digest="a" * 64).replace("https://models.example/m.gguf", "/etc/passwd"), "source"),
-    (OWN.format(name="mine", digest="a" * 64) + "surprise = 1\n", "surprise"),
-    (OWN.format(name="mine", digest="a" * 64) + "sampling = {temprature = 1}\n", "temperature"),
-    (OWN.format(name='"a/b"', digest="a" * 64), "short name"),
-    ("mine = 1", "table"),
-    ("not toml", "Expected"),
-])
+@pytest.mark.parametrize(
+    "text,reason",
+    [
+        (OWN.format(name="mine", digest="A" * 64), "sha256"),
+        (OWN.format(name="mine", digest="../" * 21 + "a"), "sha256"),
+        (OWN.format(name="mine", digest="a" * 64).replace("12", "-1"), "size"),
+        (OWN.format(name="mine", digest="a" * 64).replace('"m.gguf"', '"../m.gguf"'), "relative path"),
+        (
+            OWN.format(name="mine", digest="a" * 64).replace("https://models.example/m.gguf", "/etc/passwd"),
+            "source",
+        ),
+        (OWN.format(name="mine", digest="a" * 64) + "surprise = 1\n", "surprise"),
+        (OWN.format(name="mine", digest="a" * 64) + "sampling = {temprature = 1}\n", "temperature"),
+        (OWN.format(name='"a/b"', digest="a" * 64), "short name"),
+        ("mine = 1", "table"),
+        ("not toml", "Expected"),
+    ],
+)
 def test_a_malformed_own_catalogue_is_refused_by_name(config, text, reason):
     write_own(config, text)
     with pytest.raises(BadFile) as caught:

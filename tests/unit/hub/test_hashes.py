@@ -75,7 +75,9 @@ def test_a_link_is_remembered_as_what_it_leads_to(memory, tmp_path):
     assert memory.digests([link]) == {link: sha256(b"WEIGHTS")}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"files": []}', b'{"files": {"x": [1, 2]}}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"files": []}', b'{"files": {"x": [1, 2]}}', b"\xff"]
+)
 def test_a_damaged_memory_is_forgotten_and_written_anew(memory, tmp_path, content):
     file = write_old(tmp_path / "m.gguf", b"weights")
     memory.path.parent.mkdir()
@@ -88,7 +90,9 @@ def test_a_record_that_is_no_digest_is_not_believed(memory, tmp_path):
     file = write_old(tmp_path / "m.gguf", b"weights")
     stat = file.stat()
     memory.path.parent.mkdir()
-    memory.path.write_text(json.dumps({"files": {str(file): [stat.st_size, stat.st_mtime_ns, stat.st_ino, "../x"]}}))
+    memory.path.write_text(
+        json.dumps({"files": {str(file): [stat.st_size, stat.st_mtime_ns, stat.st_ino, "../x"]}})
+    )
     assert memory.digests([file]) == {file: sha256(b"weights")}
 
 
@@ -100,7 +104,9 @@ def test_an_unwritable_memory_only_costs_time(tmp_path):
 
 def test_the_memory_stays_small(memory, tmp_path):
     memory.path.parent.mkdir()
-    memory.path.write_text(json.dumps({"files": {f"/old/{i}": [1, 1, 1, "a" * 64] for i in range(MAX_REMEMBERED)}}))
+    memory.path.write_text(
+        json.dumps({"files": {f"/old/{i}": [1, 1, 1, "a" * 64] for i in range(MAX_REMEMBERED)}})
+    )
     file = write_old(tmp_path / "m.gguf", b"weights")
     memory.digests([file])
     records = json.loads(memory.path.read_bytes())["files"]
@@ -120,17 +126,24 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
 
 
 def test_many_processes_write_at_once_and_no_record_is_lost(tmp_path):
-    code = ("import sys; from pathlib import Path; from openhearth.hub.hashes import HashMemory\n"
-            "for file in sorted(Path(sys.argv[1]).iterdir()): HashMemory(Path(sys.argv[2])).digests([file])")
+    code = (
+        "import sys; from pathlib import Path; from openhearth.hub.hashes import HashMemory\n"
+        "for file in sorted(Path(sys.argv[1]).iterdir()): HashMemory(Path(sys.argv[2])).digests([file])"
+    )
     memory, running = tmp_path / "home" / "hashes.json", []
     for i in range(4):
         folder = tmp_path / f"files{i}"
         folder.mkdir()
         for j in range(10):
             write_old(folder / str(j), f"{i} {j}".encode())
-        running.append(subprocess.Popen([sys.executable, "-c", code, str(folder), str(memory)],
-                                        env={"PYTHONPATH": str(Path(__file__).parents[3] / "src")}))
+        running.append(
+            subprocess.Popen(
+                [sys.executable, "-c", code, str(folder), str(memory)],
+                env={"PYTHONPATH": str(Path(__file__).parents[3] / "src")},
+            )
+        )
     assert [process.wait(timeout=60) for process in running] == [0] * 4
     records = json.loads(memory.read_bytes())["files"]
     assert {Path(name).read_bytes().decode(): record[3] for name, record in records.items()} == {
-        f"{i} {j}": sha256(f"{i} {j}".encode()) for i in range(4) for j in range(10)}
+        f"{i} {j}": sha256(f"{i} {j}".encode()) for i in range(4) for j in range(10)
+    }

@@ -20,10 +20,22 @@ ROOT = Path(__file__).parents[3]
 
 def download(server, cache, arguments):
     """Let stock huggingface_hub fill the cache from the local server."""
-    env = {**os.environ, "HF_ENDPOINT": server.url, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "0",
-           "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(cache.parent)}
-    done = subprocess.run([sys.executable, "-c", SNAPSHOT.format(arguments=arguments)], env=env,
-                          capture_output=True, text=True, timeout=60)
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HOME": str(cache.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SNAPSHOT.format(arguments=arguments)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return Path(done.stdout.strip().splitlines()[-1])
 
@@ -43,14 +55,27 @@ def test_a_snapshot_is_found_with_all_sockets_forbidden(server, config, safetens
     commit = server.add_repo("owner/tiny", safetensors_files)
     folder = download(server, config.hf_cache, "'owner/tiny'")
     log = tmp_path / "sockets.log"
-    code = ("import sys, json; from openhearth.config import Config; from openhearth import hub\n"
-            "found = hub.find('owner/tiny', Config.from_env())\n"
-            "print(json.dumps([str(found.path), found.revision, found.source, found.is_in_place, found.name]))")
-    env = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'support' / 'socket_guard'}", "SOCKET_LOG": str(log),
-           "HF_HUB_CACHE": str(config.hf_cache), "HEARTH_HOME": str(config.home), "PATH": ""}
+    code = (
+        "import sys, json; from openhearth.config import Config; from openhearth import hub\n"
+        "found = hub.find('owner/tiny', Config.from_env())\n"
+        "print(json.dumps([str(found.path), found.revision, found.source, found.is_in_place, found.name]))"
+    )
+    env = {
+        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT / 'tests' / 'support' / 'socket_guard'}",
+        "SOCKET_LOG": str(log),
+        "HF_HUB_CACHE": str(config.hf_cache),
+        "HEARTH_HOME": str(config.home),
+        "PATH": "",
+    }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == [str(folder), commit, f"hub:owner/tiny@{commit}", True, "hub:owner/tiny"]
+    assert json.loads(done.stdout) == [
+        str(folder),
+        commit,
+        f"hub:owner/tiny@{commit}",
+        True,
+        "hub:owner/tiny",
+    ]
     assert not log.exists() or log.read_text() == ""
 
 
@@ -84,28 +109,42 @@ def test_one_file_of_a_repository_is_found(server, config, make_gguf):
     assert find_snapshot(parse_ref("hub:owner/quants:*.gguf"), config.hf_cache) is None
 
 
-@pytest.mark.parametrize("names,expected", [
-    (["config.json", "model.safetensors"], True),
-    (["model.safetensors"], False),
-    (["config.json"], False),
-    (["config.json", "model-00001-of-00002.safetensors"], False),
-    (["m.gguf"], True),
-    (["m-00001-of-00002.gguf"], False),
-    (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], True),
-    ([], False),
-])
+@pytest.mark.parametrize(
+    "names,expected",
+    [
+        (["config.json", "model.safetensors"], True),
+        (["model.safetensors"], False),
+        (["config.json"], False),
+        (["config.json", "model-00001-of-00002.safetensors"], False),
+        (["m.gguf"], True),
+        (["m-00001-of-00002.gguf"], False),
+        (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], True),
+        ([], False),
+    ],
+)
 def test_completeness_goes_by_names(tmp_path, names, expected):
     for name in names:
         (tmp_path / name).touch()
     assert is_complete(tmp_path) is expected
 
 
-@pytest.mark.parametrize("index,expected", [
-    ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, True),
-    ({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}, False),
-    ({"weight_map": 3}, False),
-    ({}, False),
-])
+@pytest.mark.parametrize(
+    "index,expected",
+    [
+        ({"weight_map": {"a": "model-00001-of-00002.safetensors"}}, True),
+        (
+            {
+                "weight_map": {
+                    "a": "model-00001-of-00002.safetensors",
+                    "b": "model-00002-of-00002.safetensors",
+                }
+            },
+            False,
+        ),
+        ({"weight_map": 3}, False),
+        ({}, False),
+    ],
+)
 def test_an_index_says_which_shards_belong(tmp_path, index, expected):
     for name in ("config.json", "model-00001-of-00002.safetensors"):
         (tmp_path / name).touch()
@@ -129,7 +168,8 @@ def test_a_pinned_name_takes_a_cached_file_only_if_the_hash_is_right(server, con
     config.home.mkdir()
     (config.home / "catalogue.toml").write_text(
         f'[mine]\nfile = "m.gguf"\nsize = {len(right)}\nsha256 = "{hashlib.sha256(right).hexdigest()}"\n'
-        'sources = ["hub:owner/bad:m.gguf", "hub:owner/good:m.gguf"]\nlicence = "MIT"\n')
+        'sources = ["hub:owner/bad:m.gguf", "hub:owner/good:m.gguf"]\nlicence = "MIT"\n'
+    )
     server.add_repo("owner/bad", {"m.gguf": wrong})
     server.add_repo("owner/good", {"m.gguf": right})
     download(server, config.hf_cache, "'owner/bad'")

@@ -38,7 +38,7 @@ def get(server, tmp_path, path="/x", **settings):
 
 
 def test_an_unknown_certificate_is_refused_at_once_with_the_setting_that_helps(tls_server, tmp_path):
-    with pytest.raises(NetworkError, match="(?i)certificate") as caught:
+    with pytest.raises(NetworkError, match=r"(?i)certificate") as caught:
         get(tls_server, tmp_path)
     assert "SSL_CERT_FILE" in caught.value.hint and "(1 try)" in caught.value.why
 
@@ -86,7 +86,7 @@ def test_proxies_come_from_the_environment(server, tmp_path, monkeypatch):
     monkeypatch.setenv("HTTP_PROXY", server.url.replace("http://", "http://me:pa%40ss@"))
     client = Client(config_for(server, tmp_path))
     assert client.read("http://models.invalid/x", max_bytes=100)[1] == b"hello"
-    method, path, headers = server.requests[-1]
+    _, path, headers = server.requests[-1]
     assert path == "http://models.invalid/x"
     assert headers["proxy-authorization"] == "Basic bWU6cGFAc3M="
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -137,7 +137,8 @@ def test_the_error_code_of_a_hub_decides_the_class(server, tmp_path, code, kind)
     from openhearth.hub.http import Answer
 
     raw = Raw()
-    error = error_of(Answer(401, {"X-Error-Code": code, "X-Error-Message": "said so"}, server.url + "/x?k=1", raw), "`m`")
+    headers = {"X-Error-Code": code, "X-Error-Message": "said so"}
+    error = error_of(Answer(401, headers, server.url + "/x?k=1", raw), "`m`")
     assert type(error) is kind and "said so" in error.why and "k=1" not in str(error) and raw.is_closed
 
 
@@ -180,6 +181,12 @@ def test_https_takes_a_hash_and_credentials_from_the_address(server, tmp_path):
 @pytest.mark.parametrize("location", ["http://models.example/m.gguf", "ftp://127.0.0.1/m", "file:///etc/passwd"])
 def test_https_is_https_except_on_this_machine(server, tmp_path, location):
     with pytest.raises(UsageError, match="not an https address"):
+        listed(server, tmp_path, location)
+
+
+@pytest.mark.parametrize("location", ["https://[bad", "https://h:99999/m", "https://h:x/m"])
+def test_what_is_no_address_is_refused(server, tmp_path, location):
+    with pytest.raises(UsageError, match="is no address"):
         listed(server, tmp_path, location)
 
 

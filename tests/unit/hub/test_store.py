@@ -43,7 +43,9 @@ def test_one_file_is_a_link_and_several_are_a_folder(store):
     single = put(store, "one", {"m.gguf": b"weights"})
     assert single.path.name == "m.gguf" and single.path.is_symlink()
     assert single.path.read_bytes() == b"weights"
-    several = put(store, "two", {"config.json": b"{}", "sub/model.safetensors": b"w"}, ("sub/model.safetensors",))
+    several = put(
+        store, "two", {"config.json": b"{}", "sub/model.safetensors": b"w"}, ("sub/model.safetensors",)
+    )
     assert several.path.is_dir()
     assert (several.path / "sub" / "model.safetensors").read_bytes() == b"w"
     assert several.weights_sha256 == sha256(b"w")
@@ -64,21 +66,36 @@ def test_the_store_can_be_moved(store, tmp_path):
 
 
 def test_hash_of_several_weights_is_that_of_their_sorted_lines(store):
-    found = put(store, "m", {"b.safetensors": b"2", "a.safetensors": b"1", "config.json": b"{}"},
-                ("a.safetensors", "b.safetensors"))
+    found = put(
+        store,
+        "m",
+        {"b.safetensors": b"2", "a.safetensors": b"1", "config.json": b"{}"},
+        ("a.safetensors", "b.safetensors"),
+    )
     lines = sorted([f"{sha256(b'2')}  b.safetensors\n", f"{sha256(b'1')}  a.safetensors\n"])
     assert found.weights_sha256 == sha256("".join(lines).encode())
     assert weights_sha256({"x": "f" * 64}) == "f" * 64
 
 
-@pytest.mark.parametrize("digest", ["", "../../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n", "sha256:" + "a" * 64])
+@pytest.mark.parametrize(
+    "digest", ["", "../../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n", "sha256:" + "a" * 64]
+)
 def test_only_a_digest_becomes_a_path(store, digest):
     with pytest.raises(UsageError):
         store.blob_path(digest)
 
 
-@pytest.mark.parametrize("name", ["smollm2", "hub:owner/name@refs/pr/1:a b.gguf", "https://h/x?y=" + "z" * 400,
-                                  "hub:o/n:~x", ".hidden", "m\u00e9"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smollm2",
+        "hub:owner/name@refs/pr/1:a b.gguf",
+        "https://h/x?y=" + "z" * 400,
+        "hub:o/n:~x",
+        ".hidden",
+        "m\u00e9",
+    ],
+)
 def test_any_name_has_a_file_of_its_own_inside_the_store(store, name):
     put(store, name, {"m.gguf": b"weights"})
     assert store.names() == [name]
@@ -166,27 +183,48 @@ def test_verify_tells_right_from_wrong_and_sets_the_wrong_aside(store):
 
 
 def valid_record():
-    manifest = Manifest("m", {"m.gguf": StoredFile("a" * 64, 1)}, ("m.gguf",), "hub:o/n", "2026-01-01T00:00:00Z")
+    manifest = Manifest(
+        "m", {"m.gguf": StoredFile("a" * 64, 1)}, ("m.gguf",), "hub:o/n", "2026-01-01T00:00:00Z"
+    )
     return json.loads(manifest.to_json())
 
 
 def test_a_manifest_is_read_back_as_it_was_written():
-    manifest = Manifest("m", {"b": StoredFile("b" * 64, 2), "a/c": StoredFile("a" * 64, 0)}, ("b",), "index:x==1:b",
-                        "2026-01-01T00:00:00Z", "1", "MIT")
+    manifest = Manifest(
+        "m",
+        {"b": StoredFile("b" * 64, 2), "a/c": StoredFile("a" * 64, 0)},
+        ("b",),
+        "index:x==1:b",
+        "2026-01-01T00:00:00Z",
+        "1",
+        "MIT",
+    )
     assert parse_manifest("m", manifest.to_json()) == manifest
 
 
-@pytest.mark.parametrize("change", [
-    {"files": {"../../etc/passwd": {"sha256": "a" * 64, "size": 1}}},
-    {"files": {"/etc/passwd": {"sha256": "a" * 64, "size": 1}}},
-    {"files": {"m.gguf": {"sha256": "../" * 21 + "a", "size": 1}}},
-    {"files": {"m.gguf": {"sha256": "A" * 64, "size": 1}}},
-    {"files": {"m.gguf": {"sha256": "a" * 64, "size": -1}}},
-    {"files": {"m.gguf": {"sha256": "a" * 64, "size": True}}},
-    {"files": {"m.gguf": {"sha256": "a" * 64, "size": 1}, "m.gguf/x": {"sha256": "a" * 64, "size": 1}}},
-    {"files": {}}, {"files": []}, {"files": None}, {"weights": ["other"]}, {"weights": []}, {"weights": 3},
-    {"name": "another"}, {"source": 3}, {"schema": "1"}, {"schema": None}, {"licence": ["MIT"]},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"files": {"../../etc/passwd": {"sha256": "a" * 64, "size": 1}}},
+        {"files": {"/etc/passwd": {"sha256": "a" * 64, "size": 1}}},
+        {"files": {"m.gguf": {"sha256": "../" * 21 + "a", "size": 1}}},
+        {"files": {"m.gguf": {"sha256": "A" * 64, "size": 1}}},
+        {"files": {"m.gguf": {"sha256": "a" * 64, "size": -1}}},
+        {"files": {"m.gguf": {"sha256": "a" * 64, "size": True}}},
+        {"files": {"m.gguf": {"sha256": "a" * 64, "size": 1}, "m.gguf/x": {"sha256": "a" * 64, "size": 1}}},
+        {"files": {}},
+        {"files": []},
+        {"files": None},
+        {"weights": ["other"]},
+        {"weights": []},
+        {"weights": 3},
+        {"name": "another"},
+        {"source": 3},
+        {"schema": "1"},
+        {"schema": None},
+        {"licence": ["MIT"]},
+    ],
+)
 def test_a_malformed_manifest_is_refused_with_the_command_that_repairs(change):
     with pytest.raises(BadFile) as caught:
         parse_manifest("m", json.dumps({**valid_record(), **change}).encode())
@@ -247,7 +285,9 @@ def test_what_inspection_refuses_never_becomes_visible_and_leaves_no_bytes(store
 
 def test_a_missing_blob_stops_the_commit(store):
     with pytest.raises(FileNotFoundError):
-        store.commit(Manifest("m", {"m.gguf": StoredFile("a" * 64, 1)}, (), "s", ""), lambda path: ("m.gguf",))
+        store.commit(
+            Manifest("m", {"m.gguf": StoredFile("a" * 64, 1)}, (), "s", ""), lambda path: ("m.gguf",)
+        )
     assert store.names() == []
 
 

@@ -77,12 +77,10 @@ def test_large_files_are_asked_for_in_parallel_ranges(server, config, tmp_path):
     body = random_bytes(12 * CHUNK)
     server.faults.delay_s = 0.01
     progress = []
-    start = time.monotonic()
     fetch(offered(server, body), tmp_path / "x", config=config, on_progress=progress.append)
-    elapsed = time.monotonic() - start
     ranges = [headers["range"] for headers in server.headers_of("/model.gguf")]
     assert len(ranges) == len(set(ranges)) >= 12
-    assert elapsed < 0.7 * 12 * CHUNK / (1 << 16) * 0.01, "as slow as one connection"
+    assert server.peak_active == 4
     done = [p.done_bytes for p in progress if p.phase == "download"]
     assert done == sorted(done) and done[-1] == len(body) and len(done) >= 3
     assert {p.total_bytes for p in progress} == {len(body)}
@@ -220,7 +218,7 @@ def test_wrong_bytes_are_removed_and_both_hashes_named(server, config, tmp_path,
     assert remote.sha256 in str(caught.value)
     assert hashlib.sha256(b"\0" + body[1:]).hexdigest() in str(caught.value)
     assert server.url in str(caught.value)
-    assert not (tmp_path / "x").exists() and left_beside(tmp_path / "x") in ([], ["x.lock"])
+    assert not (tmp_path / "x").exists() and left_beside(tmp_path / "x") == []
 
 
 def test_git_blob_ids_are_checked(server, config, tmp_path):
@@ -322,17 +320,17 @@ def test_another_address_with_the_same_hash_goes_on(server, config, tmp_path):
     assert server.total_served() == len(body) - present
 
 
-@pytest.mark.parametrize("num_kills", [6])
+@pytest.mark.parametrize("num_kills", [5])
 def test_killed_processes_lose_at_most_one_chunk_per_connection(server, config, tmp_path, num_kills):
-    body = random_bytes(24 * CHUNK)
+    body = random_bytes(40 * CHUNK)
     remote, partial = offered(server, body), tmp_path / "x"
-    server.faults.delay_s = 0.004
+    server.faults.delay_s = 0.008
     kept = 0
     for attempt in range(num_kills):
         process = start_fetch(remote, partial, num_connections=3)
         line = process.stdout.readline()
         assert f", {kept}]" in line, "the new process did not report what the old one had"
-        time.sleep(0.02 + 0.05 * (attempt % 4))
+        time.sleep(0.1 + 0.07 * (attempt % 4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kept, _ = num_bytes_present(partial)
@@ -381,7 +379,7 @@ def test_a_kill_between_the_last_byte_and_the_return_costs_no_byte(server, confi
 def test_two_processes_share_one_download(server, config, tmp_path):
     body = random_bytes(16 * CHUNK)
     remote, partial = offered(server, body), tmp_path / "x"
-    server.faults.delay_s = 0.01
+    server.faults.delay_s = 0.03
     first, second = start_fetch(remote, partial), start_fetch(remote, partial)
     told = [reports(first), reports(second)]
     assert [lines[-1] for lines in told] == [["done", remote.sha256]] * 2
@@ -555,6 +553,20 @@ def test_redirects_in_a_circle_end(server, config, tmp_path):
     server.faults.redirect_to = remote.url
     with pytest.raises(NetworkError, match="redirects more than 8 times"):
         fetch(remote, tmp_path / "x", config=config)
+
+
+def test_a_folder_that_cannot_be_written_is_named(server, config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(HearthError, match="cannot write to") as caught:
+        fetch(offered(server, b"abc"), tmp_path / "file" / "x", config=config)
+    assert "HEARTH_HOME" in caught.value.hint
+
+
+@pytest.mark.parametrize("target", ["http://[bad", "http://h:99999/x", "http://h:port/x"])
+def test_redirects_to_malformed_addresses_are_refused(server, config, tmp_path, target):
+    server.faults.redirect_to = target
+    with pytest.raises(NetworkError, match="malformed address"):
+        fetch(offered(server, b"abc"), tmp_path / "x", config=config)
 
 
 @pytest.mark.parametrize("num_connections", [0, -1, 33])

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from openhearth.config import Config
 from openhearth.errors import Offline, UsageError
-from openhearth.hub.http import Answer, Client, error_of, is_loopback, redact, split_auth
+from openhearth.hub.http import Answer, Client, error_of, is_loopback, origin, redact, split_auth
 from openhearth.hub.paths import check_path, refuse_pickle
 from openhearth.hub.records import Listing, Ref, RemoteFile
 
@@ -23,6 +23,7 @@ def list_files(ref: Ref, config: Config) -> Listing:
     Raises: UsageError for plain http to another machine; Offline; UnsafeFile for a pickle; NetworkError,
     ModelNotFound and AccessDenied from the server.
     """
+    origin(ref.location)  # refuses what is no address
     address, fragment = urldefrag(ref.location)
     url, headers = split_auth(address)
     scheme = urlsplit(url).scheme.lower()

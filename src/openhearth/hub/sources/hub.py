@@ -13,11 +13,11 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote, urlencode, urljoin, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from openhearth.config import Config
 from openhearth.errors import BadFile, ModelNotFound, NetworkError, Offline, UnsafeFile, UsageError
-from openhearth.hub.http import Client, error_of, etag_of, origin, redact
+from openhearth.hub.http import Client, error_of, etag_of, join, origin, redact
 from openhearth.hub.paths import check_path, is_pickle, refuse_pickle
 from openhearth.hub.records import Listing, Ref, RemoteFile
 from openhearth.units import format_bytes
@@ -146,7 +146,7 @@ class _Repo:
         match = re.search(r'<([^<>]*)>\s*;\s*rel="?next"?', link)
         if match is None:
             return None
-        target = urljoin(url, match[1])
+        target = join(url, match[1])
         if origin(target) != origin(self._endpoint) or not urlsplit(target).path.startswith(
                 urlsplit(self._endpoint).path):
             raise NetworkError(f"`hub:{self._name}`: the next page of files is not on the endpoint",

@@ -14,11 +14,11 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urldefrag, urlsplit
 
 from openhearth.config import Config
 from openhearth.errors import HearthError, ModelNotFound, NetworkError, Offline, UsageError
-from openhearth.hub.http import Client, basic_auth, error_of, is_loopback, origin, redact, split_auth
+from openhearth.hub.http import Client, basic_auth, error_of, is_loopback, join, origin, redact, split_auth
 from openhearth.hub.paths import check_path, refuse_pickle
 from openhearth.hub.pip_config import PipConfig, read_pip_config
 from openhearth.hub.records import Listing, Ref, RemoteFile
@@ -139,7 +139,7 @@ def _from_json(dist: str, body: bytes, base: str, headers: dict[str, str], trust
         wheels = []
         for entry in page["files"]:
             size = entry.get("size")
-            wheel = _wheel(dist, entry["filename"], urljoin(base, entry["url"]), headers,
+            wheel = _wheel(dist, entry["filename"], join(base, entry["url"]), headers,
                            base=base, trusted=trusted, sha256=entry.get("hashes", {}).get("sha256"),
                            is_yanked=bool(entry.get("yanked")))
             if wheel:
@@ -154,10 +154,10 @@ def _from_html(dist: str, body: bytes, base: str, headers: dict[str, str], trust
     """Read a PEP 503 project page or a find-links page."""
     page = _Page()
     page.feed(body.decode("utf-8", "replace"))
-    start = urljoin(base, page.base) if page.base else base
+    start = join(base, page.base) if page.base else base
     wheels = []
     for href, is_yanked in page.links:
-        url, fragment = urldefrag(urljoin(start, href))
+        url, fragment = urldefrag(join(start, href))
         name = unquote(urlsplit(url).path).rpartition("/")[2]
         pin = re.search(r"(?:^|&)sha256=([0-9a-fA-F]{64})(?:&|$)", fragment)
         wheel = _wheel(dist, name, url, headers, base=base, trusted=trusted, is_yanked=is_yanked,
