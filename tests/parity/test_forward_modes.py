@@ -31,7 +31,8 @@ def model(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sequences():
     rng = random.Random(0)
-    return {index: [rng.randrange(512) for _ in range(length)] for index, length in enumerate((70, 33, 1, 48, 8))}
+    lengths = (70, 33, 1, 48, 8)
+    return {index: [rng.randrange(512) for _ in range(length)] for index, length in enumerate(lengths)}
 
 
 def assert_close(model, got, want):
@@ -70,14 +71,3 @@ def test_random_packs_of_prefill_and_decode_equal_each_sequence_alone(model, seq
     for sequence, ids in sequences.items():
         with torch.no_grad():
             assert_close(model, torch.cat(done[sequence]), run_whole(model, ids))
-
-
-def test_bf16_logits_stay_close_to_fp32(model, sequences, tmp_path):
-    """Of fp32 logits' spread, bf16 loses little; the same weights, rounded, run in fp32."""
-    from copy import deepcopy
-
-    exact = deepcopy(model).float()
-    with torch.no_grad():
-        want = exact.logits(run_whole(exact, sequences[0]))
-        got = model.logits(run_whole(model, sequences[0]))
-    assert (got - want).square().mean().sqrt() <= 0.01 * want.std()

@@ -75,7 +75,20 @@ def test_logits_equal_those_of_transformers(name, tmp_path, token_ids):
         config = json.loads((tmp_path / "config.json").read_text())
         config["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        assert (logits_of(load(tmp_path), token_ids) - want).abs().max() > 100 * TOLERANCE, "the option does nothing"
+        unscaled = logits_of(load(tmp_path), token_ids)
+        assert (unscaled - want).abs().max() > 100 * TOLERANCE, "the option does nothing"
+
+
+def test_bf16_is_as_close_to_fp32_as_transformers_is(tmp_path, token_ids):
+    """Root mean square error against fp32 with the same rounded weights."""
+    reference = build_llama(tmp_path, with_tokenizer=False, dtype="bfloat16")
+    got = logits_of(load(tmp_path, torch.bfloat16), token_ids)
+    with torch.no_grad():
+        exact = reference(token_ids[None]).logits[0]
+        theirs = reference.bfloat16()(token_ids[None]).logits[0].float()
+    error, their_error = ((x - exact).square().mean().sqrt() for x in (got, theirs))
+    assert 0 < error <= 1.1 * their_error
+    assert error < 0.02 * exact.std()
 
 
 def test_dynamic_rope_beyond_its_context_equals_transformers_token_by_token(tmp_path, token_ids):
@@ -141,7 +154,8 @@ def test_sharded_safetensors_give_the_same_logits(tmp_path, token_ids):
     reference = build_llama(tmp_path / "whole", with_tokenizer=False)
     reference.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
     assert len(list((tmp_path / "shards").glob("model-*.safetensors"))) > 1
-    assert torch.equal(logits_of(load(tmp_path / "whole"), token_ids), logits_of(load(tmp_path / "shards"), token_ids))
+    whole, shards = (logits_of(load(tmp_path / name), token_ids) for name in ("whole", "shards"))
+    assert torch.equal(whole, shards)
 
 
 @pytest.mark.parametrize("name", ["gqa", "mha", "tied", "attention_bias", "mlp_bias", "head_dim"])

@@ -16,7 +16,8 @@ PROMPTS = [
     "import numpy as np\n\ndef mean(x):", "Q: What is 12 times 7?\nA:", "The opposite of hot is",
     "Photosynthesis is the process by which", "SELECT name FROM users WHERE", "Dear Sir or Madam,\n\n",
     "The largest planet in our solar system", "A haiku about the sea:\n", "1, 1, 2, 3, 5, 8,",
-    "Breaking news: scientists have discovered", "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n",
+    "Breaking news: scientists have discovered",
+    "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n",
 ]
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
+    "{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
@@ -12,7 +13,8 @@ CHAT_TEMPLATE = (
 TEXT = [
     "The quick brown fox jumps over the lazy dog. 0123456789",
     "def main():\n    print('hello world')\n\treturn None",
-    "Die Katze sitzt auf der Matte. Le chat est sur le tapis. \u732b\u304c\u30de\u30c3\u30c8\u306e\u4e0a\u306b\u3044\u308b",
+    "Die Katze sitzt auf der Matte. Le chat est sur le tapis. "
+    "\u732b\u304c\u30de\u30c3\u30c8\u306e\u4e0a\u306b\u3044\u308b",
 ]
 
 
@@ -28,14 +30,15 @@ def build_tokenizer(folder: Path, vocab_size: int = 512):
     tokenizer.train_from_iterator(TEXT * 4, trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=special, show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>",
-                                   unk_token="<|endoftext|>", pad_token="<|im_end|>")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>",
+                                   eos_token="<|im_end|>", unk_token="<|endoftext|>", pad_token="<|im_end|>")
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     return fast
 
 
-def build_llama(folder: Path, *, seed: int = 0, dtype: str = "float32", with_tokenizer: bool = True, **overrides):
+def build_llama(folder: Path, *, seed: int = 0, dtype: str = "float32", with_tokenizer: bool = True,
+                **overrides):
     """Write a random Llama (config.json, model.safetensors, tokenizer) into folder.
 
     overrides: LlamaConfig fields. Returns the transformers model in eval mode, fp32.
@@ -79,7 +82,7 @@ def gguf_name(name: str) -> str:
 
 
 def interleave_rotary_rows(array, num_heads: int):
-    """Reorder rows of Q or K (weight or bias) as llama.cpp's converter does for Llama: half-split to interleaved."""
+    """Reorder rows of Q or K (weight or bias) as llama.cpp's converter does: half-split to interleaved."""
     halves = array.reshape(num_heads, 2, array.shape[0] // num_heads // 2, *array.shape[1:])
     return halves.swapaxes(1, 2).reshape(array.shape)
 
@@ -100,8 +103,10 @@ def build_gguf(folder: Path, path: Path, quant: str = "F32", *, metadata=None, r
     config = json.loads((folder / "config.json").read_text())
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     values = {
-        "llama.block_count": config["num_hidden_layers"], "llama.context_length": config["max_position_embeddings"],
-        "llama.embedding_length": config["hidden_size"], "llama.feed_forward_length": config["intermediate_size"],
+        "llama.block_count": config["num_hidden_layers"],
+        "llama.context_length": config["max_position_embeddings"],
+        "llama.embedding_length": config["hidden_size"],
+        "llama.feed_forward_length": config["intermediate_size"],
         "llama.attention.head_count": heads, "llama.attention.head_count_kv": kv_heads,
         "llama.attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
         "llama.attention.key_length": config["head_dim"], "llama.attention.value_length": config["head_dim"],
@@ -109,9 +114,9 @@ def build_gguf(folder: Path, path: Path, quant: str = "F32", *, metadata=None, r
         "llama.rope.freq_base": float(config["rope_parameters"]["rope_theta"]),
         "llama.vocab_size": config["vocab_size"], "general.name": "tiny", **(metadata or {})}
     writer = gguf.GGUFWriter(path, "llama")
+    add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
     for key, value in values.items():
         if value is not None:
-            add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32}
             add[type(value)](key, value)
     if (folder / "tokenizer.json").exists():
         _add_tokenizer(writer, folder, config["vocab_size"])
@@ -122,7 +127,8 @@ def build_gguf(folder: Path, path: Path, quant: str = "F32", *, metadata=None, r
         if ".q_proj." in name or ".k_proj." in name:
             array = interleave_rotary_rows(array, heads if ".q_proj." in name else kv_heads)
         kind = gguf.GGMLQuantizationType[quant if array.ndim == 2 else "F32"]
-        writer.add_tensor(gguf_name(name), gguf.quants.quantize(np.ascontiguousarray(array), kind), raw_dtype=kind)
+        blocks = gguf.quants.quantize(np.ascontiguousarray(array), kind)
+        writer.add_tensor(gguf_name(name), blocks, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -148,7 +154,8 @@ def _add_tokenizer(writer, folder: Path, vocab_size: int) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in record["model"]["merges"]])
+    merges = record["model"]["merges"]
+    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in merges])
     writer.add_bos_token_id(ids[settings["bos_token"]])
     writer.add_eos_token_id(ids[settings["eos_token"]])
     writer.add_unk_token_id(ids[settings["unk_token"]])

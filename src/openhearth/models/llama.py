@@ -60,7 +60,7 @@ class Attention(nn.Module):
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = spec.head_dim
+        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         width, has_bias = spec.hidden_size, spec.has_attention_bias
         self.q_proj = Linear(width, spec.num_heads * spec.head_dim, bias=has_bias)
         self.k_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=has_bias)
@@ -68,8 +68,8 @@ class Attention(nn.Module):
         self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=has_bias)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
-        q_THE = apply_rope(self.q_proj(x_TD).unflatten(1, (-1, self.head_dim)), rotation)
-        k_TKE = apply_rope(self.k_proj(x_TD).unflatten(1, (-1, self.head_dim)), rotation)
+        q_and_k = torch.cat((self.q_proj(x_TD), self.k_proj(x_TD)), 1).unflatten(1, (-1, self.head_dim))
+        q_THE, k_TKE = apply_rope(q_and_k, rotation).split((self.num_heads, self.num_kv_heads), 1)
         v_TKE = self.v_proj(x_TD).unflatten(1, (-1, self.head_dim))
         return self.o_proj(attend(plan, self.layer, q_THE, k_TKE, v_TKE))
 
@@ -156,12 +156,16 @@ class Llama(nn.Module):
         """Kept outside the buffers: casting the model must not round them."""
         if self._frequencies_F is None or self._frequencies_F.device != self.device:
             factors_F = getattr(self, "rope_factors", None)
-            self._frequencies_F = inverse_frequencies(self.spec.rope, self.spec.head_dim, factors_F).to(self.device)
+            computed_F = inverse_frequencies(self.spec.rope, self.spec.head_dim, factors_F)
+            self._frequencies_F = computed_F.to(self.device)
         return self._frequencies_F
 
 
 def gguf_name(name: str) -> str:
-    """Return a parameter's name in GGUF files: `blk.3.ffn_up.weight` for `model.layers.3.mlp.up_proj.weight`."""
+    """Return a parameter's name in GGUF files.
+
+    Example: ``gguf_name("model.layers.3.mlp.up_proj.weight") == "blk.3.ffn_up.weight"``.
+    """
     if name == "rope_factors":
         return "rope_freqs.weight"
     stem, kind = name.rsplit(".", 1)

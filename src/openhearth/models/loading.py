@@ -32,14 +32,14 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class _Source:
-    """Where one parameter comes from. rotary_heads: heads whose rows must be put back in half-split order."""
+    """Where one parameter comes from. rotary_heads: heads whose rows go back to half-split order."""
 
     entry: TensorEntry
     rotary_heads: int | None
 
 
-def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, dtype: torch.dtype, device: torch.device | str = "cpu",
-               on_progress: OnLoad | None = None) -> nn.Module:
+def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, dtype: torch.dtype,
+               device: torch.device | str = "cpu", on_progress: OnLoad | None = None) -> nn.Module:
     """Return the model with its weights in dtype on device, in eval mode.
 
     Raises: Unsupported for an architecture or tensor type that we do not have; BadFile when a tensor
@@ -89,7 +89,8 @@ def _match(checkpoint: Checkpoint, spec: ModelSpec, architecture: Architecture,
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise BadFile(f"the tensors of `{checkpoint.path.name}` do not fit its configuration",
-                      why="\n".join(problems[:_SHOWN] + more), hint="fetch the model again with `hearth pull`")
+                      why="\n".join(problems[:_SHOWN] + more),
+                      hint="fetch the model again with `hearth pull`")
     if not is_gguf:
         _check_plain(sources)
     return sources
@@ -104,11 +105,13 @@ def _check_plain(sources: Mapping[str, _Source]) -> None:
 
 
 def _tied_problems(checkpoint: Checkpoint) -> list[str]:
-    """A file may repeat the tied matrix; it must then be the same one, or the answer depends on which is used."""
-    embedding, head = checkpoint.tensors.get("model.embed_tokens.weight"), checkpoint.tensors["lm_head.weight"]
+    """A file may repeat the tied matrix; were it another one, the answer would depend on which is used."""
+    head = checkpoint.tensors["lm_head.weight"]
+    embedding = checkpoint.tensors.get("model.embed_tokens.weight")
     if embedding is None:
         return []
-    if (embedding.type, embedding.shape) == (head.type, head.shape) and map_tensor(embedding) == map_tensor(head):
+    is_same_kind = (embedding.type, embedding.shape) == (head.type, head.shape)
+    if is_same_kind and map_tensor(embedding) == map_tensor(head):
         return []
     return ["`lm_head.weight` differs from `model.embed_tokens.weight`, but the configuration ties them"]
 

@@ -70,12 +70,13 @@ class Fields:
     def refuse_unknown(self, known: Iterable[str]) -> None:
         """Refuse keys that might change the computation in a way we do not know. Raises: Unsupported."""
         known = set(known)
-        unknown = sorted(key for key, value in self.values.items() if key not in known and not _is_nothing(value))
+        unknown = sorted(key for key, value in self.values.items()
+                         if key not in known and not _is_nothing(value))
         if unknown:
-            raise Unsupported(f"{self.source} has keys this version does not know: " + ", ".join(
-                f"`{key}`" for key in unknown[:10]) + (", ..." if len(unknown) > 10 else ""),
-                why="a key that is dropped could change every answer without a sign",
-                hint="if the model computes the same without them, remove them from a copy of the file")
+            names = ", ".join(f"`{key}`" for key in unknown[:10]) + (", ..." if len(unknown) > 10 else "")
+            raise Unsupported(f"{self.source} has keys this version does not know: {names}",
+                              why="a key that is dropped could change every answer without a sign",
+                              hint="if the model computes the same without them, remove them from a copy")
 
     def _value(self, key: str, default: Any) -> Any:
         if self.has(key):

@@ -16,7 +16,8 @@ from openhearth.spec.records import ModelSpec, RopeSpec
 MODEL_TYPES = ("llama",)
 
 _READ = {
-    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads",
     "num_key_value_heads", "head_dim", "max_position_embeddings", "original_max_position_embeddings",
     "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "attention_bias", "mlp_bias",
     "tie_word_embeddings", "dtype", "torch_dtype",
@@ -40,7 +41,8 @@ _HARMLESS = {
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
     "tokenizer_class", "prefix", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing", "neftune_noise_alpha",
-    "max_sequence_length", "model_max_length", "max_length", "min_length", "do_sample", "temperature", "top_k",
+    "max_sequence_length", "model_max_length", "max_length", "min_length", "do_sample", "temperature",
+    "top_k",
     "top_p", "typical_p", "min_p", "repetition_penalty", "num_beams", "num_beam_groups", "diversity_penalty",
     "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids",
     "num_return_sequences", "early_stopping", "forced_bos_token_id", "forced_eos_token_id",
@@ -77,7 +79,7 @@ def spec_from_config(checkpoint: Checkpoint) -> ModelSpec:
     hidden_size = config.integer("hidden_size", 1, 1 << 20)
     num_heads = config.integer("num_attention_heads", 1, 1 << 14)
     if not config.has("head_dim") and hidden_size % num_heads:
-        raise BadFile(f"{config.source}: `hidden_size` {hidden_size} is no multiple of the {num_heads} heads",
+        raise BadFile(f"{config.source}: `hidden_size` {hidden_size} is no multiple of {num_heads} heads",
                       why="without `head_dim` the heads share the hidden size evenly",
                       hint="fetch the model again with `hearth pull`")
     max_position = config.integer("max_position_embeddings", 1, 1 << 28, 2048)
@@ -124,7 +126,8 @@ def _read_rope(config: Fields, max_position: int) -> RopeSpec:
     if kind == "llama3":
         low, high = rope.number("low_freq_factor", 1e-6, 1e6), rope.number("high_freq_factor", 1e-6, 1e6)
         if low >= high:
-            raise BadFile(f"{rope.source}: `low_freq_factor` {low:g} is not below `high_freq_factor` {high:g}",
+            raise BadFile(
+                f"{rope.source}: `low_freq_factor` {low:g} is not below `high_freq_factor` {high:g}",
                           why="frequencies between the two are interpolated",
                           hint="fetch the model again with `hearth pull`")
         settings |= {"low_freq_factor": low, "high_freq_factor": high}

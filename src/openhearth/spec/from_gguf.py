@@ -45,7 +45,8 @@ def spec_from_gguf(checkpoint: Checkpoint) -> ModelSpec:
                           why=f"this version runs: {', '.join(ARCHITECTURES)}", hint="hearth run smollm2")
     prefix = architecture + "."
     model = Fields(f"`{name}` under `{prefix}`", {
-        key.removeprefix(prefix): value for key, value in checkpoint.metadata.items() if key.startswith(prefix)})
+        key.removeprefix(prefix): value
+        for key, value in checkpoint.metadata.items() if key.startswith(prefix)})
     model.require(_REQUIRED)
     model.refuse_unknown(_READ | _REQUIRED.keys() | _HARMLESS)
     hidden_size = model.integer("embedding_length", 1, 1 << 20)

@@ -19,7 +19,8 @@ def theirs(head_dim=64, max_position=4096, **parameters):
 CASES = {
     "default": (RopeSpec(), {"rope_type": "default"}),
     "linear": (RopeSpec("linear", factor=4.0), {"rope_type": "linear", "factor": 4.0}),
-    "llama3": (RopeSpec("llama3", factor=8.0, original_max_position=1024, low_freq_factor=1.0, high_freq_factor=4.0),
+    "llama3": (RopeSpec("llama3", factor=8.0, original_max_position=1024, low_freq_factor=1.0,
+                        high_freq_factor=4.0),
                {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 1024,
                 "low_freq_factor": 1.0, "high_freq_factor": 4.0}),
     "yarn": (RopeSpec("yarn", factor=4.0, original_max_position=1024),
@@ -27,8 +28,8 @@ CASES = {
     "yarn_mscale": (RopeSpec("yarn", factor=4.0, original_max_position=1024, mscale=0.7, mscale_all_dim=1.3),
                     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
                      "mscale": 0.7, "mscale_all_dim": 1.3}),
-    "yarn_options": (RopeSpec("yarn", factor=4.0, original_max_position=1024, attention_factor=1.4, truncate=False,
-                              beta_fast=20.0, beta_slow=2.0),
+    "yarn_options": (RopeSpec("yarn", factor=4.0, original_max_position=1024, attention_factor=1.4,
+                              truncate=False, beta_fast=20.0, beta_slow=2.0),
                      {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024,
                       "attention_factor": 1.4, "truncate": False, "beta_fast": 20.0, "beta_slow": 2.0}),
 }

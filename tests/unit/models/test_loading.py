@@ -48,7 +48,7 @@ def set_config(folder, **changes):
     (lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}), ["q_proj.bias"]),
     (lambda t: t.clear() or t.update(x=torch.zeros(1)), [EMBEDDING, "and 16 more"]),
 ])
-def test_tensors_that_do_not_fit_are_refused_by_name_before_weights_are_read(folder, monkeypatch, change, names):
+def test_tensors_that_do_not_fit_are_refused_before_weights_are_read(folder, monkeypatch, change, names):
     rewrite(folder, change)
     read = []
     monkeypatch.setattr("openhearth.models.loading.map_tensor", read.append)
@@ -142,7 +142,7 @@ def test_progress_counts_up_to_all_bytes(folder):
 
 
 def test_peak_memory_stays_near_the_final_weights(tmp_path):
-    """A fresh process loads 72 MiB of weights and may need 24 MiB beside them (mapped pages included)."""
+    """A fresh process loads 79 MB of weights and may need 48 MiB beside them, mapped pages included."""
     import os
     import subprocess
     import sys
@@ -160,13 +160,15 @@ from openhearth.spec import read_spec
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 checkpoint = open_checkpoint(Path(sys.argv[1]))
 spec = read_spec(checkpoint)
-load_model(checkpoint, spec, dtype=torch.float32)
+torch.ones(64, 64) @ torch.ones(64, 64)
 before = peak()
 model = load_model(checkpoint, spec, dtype=torch.float32)
 print(peak() - before, sum(p.numel() * p.element_size() for p in model.parameters()))
 """
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3] / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code, str(path)], env=env, capture_output=True, text=True, check=True)
+    source = str(Path(__file__).parents[3] / "src")
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code, str(path)], env=env, capture_output=True, text=True,
+                          check=True)
     grown, weights = map(int, done.stdout.split())
-    assert weights > 70 << 20
-    assert grown <= weights + (24 << 20)
+    assert weights > 75_000_000
+    assert grown <= weights + (48 << 20)

@@ -10,7 +10,8 @@ from openhearth.formats.records import Checkpoint, TensorEntry
 from openhearth.spec import RopeSpec, read_spec
 
 SMOLLM2 = {
-    "_name_or_path": "x", "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+    "_name_or_path": "x", "architectures": ["LlamaForCausalLM"], "attention_bias": False,
+    "attention_dropout": 0.0,
     "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.04,
     "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False,
     "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
@@ -20,10 +21,12 @@ SMOLLM2 = {
     "use_cache": True, "vocab_size": 49152,
 }
 GGUF = {
-    "general.architecture": "llama", "general.type": "model", "llama.block_count": 30, "llama.context_length": 8192,
+    "general.architecture": "llama", "general.type": "model", "llama.block_count": 30,
+    "llama.context_length": 8192,
     "llama.embedding_length": 576, "llama.feed_forward_length": 1536, "llama.attention.head_count": 9,
     "llama.attention.head_count_kv": 3, "llama.rope.freq_base": 100000.0,
-    "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.vocab_size": 49152, "llama.rope.dimension_count": 64,
+    "llama.attention.layer_norm_rms_epsilon": 1e-5, "llama.vocab_size": 49152, "llama.rope.dimension_count":
+    64,
 }
 
 
@@ -39,9 +42,11 @@ def from_gguf(tensors=("token_embd.weight",), **changes):
 
 def test_published_configuration_is_read():
     spec = from_config()
-    assert (spec.hidden_size, spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_dim) == (576, 30, 9, 3, 64)
+    assert (spec.hidden_size, spec.num_layers) == (576, 30)
+    assert (spec.num_heads, spec.num_kv_heads, spec.head_dim) == (9, 3, 64)
     assert (spec.vocab_size, spec.intermediate_size, spec.max_position) == (49152, 1536, 8192)
-    assert (spec.is_tied, spec.has_attention_bias, spec.has_mlp_bias, spec.dtype) == (True, False, False, "bfloat16")
+    assert (spec.is_tied, spec.has_attention_bias, spec.has_mlp_bias) == (True, False, False)
+    assert spec.dtype == "bfloat16"
     assert spec.rope == RopeSpec("default", theta=100000.0, original_max_position=8192)
     assert spec.num_parameters == 134_515_008
 
@@ -68,17 +73,20 @@ def test_defaults_are_those_of_transformers():
         theirs.tie_word_embeddings, theirs.attention_bias, theirs.mlp_bias)
 
 
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 2048}
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 2048}
+YARN = {"factor": 4.0, "original_max_position_embeddings": 2048, "mscale": 0.7}
 
 
 @pytest.mark.parametrize("scaling", [
-    {"rope_type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "llama3", **LLAMA3},
-    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 2048, "mscale": 0.7}])
+    {"rope_type": "linear", "factor": 2.0}, {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "llama3", **LLAMA3}, {"rope_type": "yarn", **YARN}])
 def test_old_and_new_layout_of_rope_settings_agree(scaling):
     old = dict(scaling)
     old["type"] = old.pop("rope_type")
     older = from_config(rope_scaling=old)
-    newer = from_config(rope_scaling=None, rope_theta=None, rope_parameters={**scaling, "rope_theta": 100000.0})
+    parameters = {**scaling, "rope_theta": 100000.0}
+    newer = from_config(rope_scaling=None, rope_theta=None, rope_parameters=parameters)
     assert older == newer
     assert older.rope.type == scaling["rope_type"] and older.rope.theta == 100000.0
 
@@ -89,7 +97,7 @@ def test_dynamic_scaling_lengthens_the_context_and_keeps_the_original():
 
 
 def test_yarn_without_a_factor_takes_the_ratio_of_the_contexts():
-    spec = from_config(rope_scaling={"type": "yarn", "factor": None, "original_max_position_embeddings": 2048})
+    spec = from_config(rope_scaling={"type": "yarn", **YARN, "factor": None})
     assert spec.rope.factor == 4.0
 
 
@@ -116,7 +124,8 @@ def test_what_would_change_the_computation_is_refused_by_name(changes, names):
 
 
 def test_unknown_keys_that_say_nothing_are_accepted():
-    assert from_config(sliding_window=None, some_future_switch=False, extras=[], layer_types=None) == from_config()
+    silent = {"sliding_window": None, "some_future_switch": False, "extras": [], "layer_types": None}
+    assert from_config(**silent) == from_config()
 
 
 @pytest.mark.parametrize(("changes", "names"), [
@@ -137,7 +146,8 @@ def test_unknown_keys_that_say_nothing_are_accepted():
     ({"rope_scaling": [1]}, ["`rope_scaling`", "an object"]),
     ({"rope_scaling": {"type": "linear"}}, ["no `factor`"]),
     ({"rope_scaling": {"type": "linear", "factor": 0}}, ["`factor`", "0"]),
-    ({"rope_scaling": {"type": "llama3", **LLAMA3, "low_freq_factor": 4}}, ["`low_freq_factor`", "`high_freq_factor`"]),
+    ({"rope_scaling": {"type": "llama3", **LLAMA3, "low_freq_factor": 4}},
+     ["`low_freq_factor`", "`high_freq_factor`"]),
     ({"tie_word_embeddings": "yes"}, ["`tie_word_embeddings`", "'yes'"]),
     ({"model_type": None}, ["`model_type`"]),
 ])
@@ -176,7 +186,8 @@ def test_gguf_without_an_embedding_is_refused_by_name():
 def test_gguf_tensors_tell_tying_biases_and_rotary_factors():
     spec = from_gguf(("token_embd.weight", "output.weight", "blk.0.attn_q.bias", "blk.0.ffn_up.bias",
                       "rope_freqs.weight"))
-    assert (spec.is_tied, spec.has_attention_bias, spec.has_mlp_bias, spec.rope.type) == (False, True, True, "factors")
+    assert (spec.is_tied, spec.has_attention_bias, spec.has_mlp_bias) == (False, True, True)
+    assert spec.rope.type == "factors"
 
 
 def test_gguf_head_counts_per_layer_are_read_when_equal():
@@ -187,12 +198,14 @@ def test_gguf_head_counts_per_layer_are_read_when_equal():
     ({}, RopeSpec("default", 1e5, original_max_position=8192)),
     ({"llama.rope.scaling.type": "none", "llama.rope.scaling.factor": 4.0},
      RopeSpec("default", 1e5, original_max_position=8192)),
-    ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}, RopeSpec("linear", 1e5, 4.0, 8192)),
+    ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+     RopeSpec("linear", 1e5, 4.0, 8192)),
+    ({"llama.rope.scaling.factor": 4.0}, RopeSpec("linear", 1e5, 4.0, 8192)),
     ({"llama.rope.scale_linear": 2.0}, RopeSpec("linear", 1e5, 2.0, 8192)),
     ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
       "llama.rope.scaling.original_context_length": 2048}, RopeSpec("yarn", 1e5, 4.0, 2048)),
-    ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0, "llama.rope.scaling.attn_factor": 2.0,
-      "llama.rope.scaling.yarn_beta_fast": 16.0},
+    ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0,
+      "llama.rope.scaling.attn_factor": 2.0, "llama.rope.scaling.yarn_beta_fast": 16.0},
      RopeSpec("yarn", 1e5, 4.0, 8192, beta_fast=16.0, attention_factor=2 * (0.1 * math.log(4.0) + 1))),
 ])
 def test_gguf_rope_scaling_is_read(changes, rope):

@@ -4,11 +4,11 @@ import pytest
 
 from openhearth.spec import ModelSpec, RopeSpec
 
-ROPE = RopeSpec(theta=500000.0)
-LLAMA_3_8B = ModelSpec("llama", 128256, 4096, 32, 32, 8, 128, 14336, 8192, 1e-5, ROPE, False, False, False, "bfloat16")
-LLAMA_31_405B = ModelSpec("llama", 128256, 16384, 126, 128, 8, 128, 53248, 131072, 1e-5, ROPE, False, False, False,
-                          "bfloat16")
-SMOLLM2_135M = ModelSpec("llama", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1e-5, ROPE, True, False, False, "bfloat16")
+REST = {"rms_norm_eps": 1e-5, "rope": RopeSpec(theta=500000.0), "has_attention_bias": False,
+        "has_mlp_bias": False, "dtype": "bfloat16"}
+LLAMA_3_8B = ModelSpec("llama", 128256, 4096, 32, 32, 8, 128, 14336, 8192, is_tied=False, **REST)
+LLAMA_31_405B = ModelSpec("llama", 128256, 16384, 126, 128, 8, 128, 53248, 131072, is_tied=False, **REST)
+SMOLLM2_135M = ModelSpec("llama", 49152, 576, 30, 9, 3, 64, 1536, 8192, is_tied=True, **REST)
 
 
 @pytest.mark.parametrize(("spec", "num_parameters"), [

@@ -169,9 +169,10 @@ def _pad_group(attn: AttnInput, group: list[int], dtype: torch.dtype,
 def _causal_mask(num_queries: int, num_keys: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
     if num_queries == num_keys:
         return None
-    is_seen_QL = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
-    return _additive(is_seen_QL, dtype)
+    every_QL = torch.ones(num_queries, num_keys, dtype=torch.bool, device=device)
+    return _additive(every_QL.tril(num_keys - num_queries), dtype)
 
 
 def _additive(is_seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device).masked_fill_(~is_seen, float("-inf"))
+    zeros = torch.zeros(is_seen.shape, dtype=dtype, device=is_seen.device)
+    return zeros.masked_fill_(~is_seen, float("-inf"))
