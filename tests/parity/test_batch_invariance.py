@@ -37,7 +37,8 @@ def random_requests(draw, count, vocab_size=V, longest=30):
         own = [draw.randrange(vocab_size) for _ in range(draw.randrange(1, 9))]
         requests.append(Request(
             tuple((stem[:shared] + own)[:longest]), n=draw.choice([1, 1, 1, 3]),
-            sampling=Sampling(**draw.choice(KINDS), seed=draw.randrange(2**64), max_tokens=draw.randrange(1, 16))))
+            sampling=Sampling(**draw.choice(KINDS), seed=draw.randrange(2**64),
+                              max_tokens=draw.randrange(1, 16))))
     return requests
 
 
@@ -53,8 +54,9 @@ def assert_idle(engine):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10**9), max_batch_tokens=st.integers(1, 40), page_size=st.sampled_from([1, 3, 4, 16]),
-       max_num_sequences=st.integers(1, 12), has_prefix_cache=st.booleans(), is_tight=st.booleans())
+@given(seed=st.integers(0, 10**9), max_batch_tokens=st.integers(1, 40),
+       page_size=st.sampled_from([1, 3, 4, 16]), max_num_sequences=st.integers(1, 12),
+       has_prefix_cache=st.booleans(), is_tight=st.booleans())
 def test_alone_equals_any_batch_chunking_cache_and_preemption(seed, max_batch_tokens, page_size,
                                                               max_num_sequences, has_prefix_cache, is_tight):
     requests = random_requests(random.Random(seed), 6)
@@ -88,7 +90,7 @@ def test_every_chunk_size_gives_the_same_answer(max_batch_tokens):
 def test_every_cached_prefix_gives_the_same_answer(num_cached):
     engine, request = engine_of(DECODER), Request(tuple(range(22)), Sampling(seed=1, max_tokens=4))
     if num_cached:
-        engine.generate([Request(tuple(range(num_cached)) + (90,), Sampling(max_tokens=1))])
+        engine.generate([Request((*range(num_cached), 90), Sampling(max_tokens=1))])
     found = engine.generate([request])[0]
     assert found[0].cached_tokens == num_cached
     assert_answers(DECODER, request, found)
@@ -141,8 +143,8 @@ def llama(tiny_folder):
 
 
 @pytest.mark.parametrize("kinds", [
-    {}, {"max_batch_tokens": 7}, {"max_num_sequences": 1}, {"has_prefix_cache": False, "max_batch_tokens": 64},
-    {"num_pages": 16, "context_length": 64}], ids=str)
+    {}, {"max_batch_tokens": 7}, {"max_num_sequences": 1}, {"num_pages": 16, "context_length": 64},
+    {"has_prefix_cache": False, "max_batch_tokens": 64}], ids=str)
 def test_llama_alone_equals_llama_in_a_batch(llama, kinds):
     requests = random_requests(random.Random(11), 8, vocab_size=llama.spec.vocab_size, longest=40)
     engine = engine_of(llama, **kinds)
@@ -160,8 +162,8 @@ def test_greedy_llama_equals_transformers_generate(llama, tiny_folder):
         [Request(prompt, Sampling(temperature=0, max_tokens=24)) for prompt in prompts])
     for prompt, (completion,) in zip(prompts, found, strict=True):
         with torch.inference_mode():
-            tokens = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, eos_token_id=None,
-                                     pad_token_id=0)[0, len(prompt):]
+            tokens = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24,
+                                     eos_token_id=None, pad_token_id=0)[0, len(prompt):]
         assert completion.token_ids == tuple(tokens.tolist())
 
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from openhearth.engine.penalties import TokenCounts, add_bias_, needs_counts, penalize_
 from openhearth.engine.random import uniforms
@@ -69,7 +70,7 @@ def draw(logits_RV: Tensor, rows: Sequence[Row]) -> list[Draw]:
         truncate_(logits_RV, {place: rows[place].sampling for place in drawing})
     logprobs_RV = torch.log_softmax(logits_RV, dim=-1)
     if len(drawing) < len(rows):
-        token_ids_R = logits_RV.argmax(dim=-1)
+        token_ids_R = _argmax(logits_RV)
     if drawing:
         raced = _race(_pick(logprobs_RV, drawing), [rows[place] for place in drawing])
         if len(drawing) < len(rows):
@@ -92,18 +93,18 @@ def truncate_(scaled_RV: Tensor, samplings: Mapping[int, Sampling]) -> None:
     num_tokens = scaled_RV.shape[1]
     top_k = {place: one.top_k for place, one in samplings.items() if 0 < one.top_k < num_tokens}
     if top_k:
-        counts_R1 = torch.tensor(list(top_k.values()), device=scaled_RV.device)[:, None]
-        best_RK = torch.topk(_pick(scaled_RV, list(top_k)), max(top_k.values())).values
-        _drop_below_(scaled_RV, list(top_k), best_RK.gather(1, counts_R1 - 1))
+        best_RK = _best(_pick(scaled_RV, list(top_k)), max(top_k.values()))
+        least_R = [best_K[k - 1] for best_K, k in zip(best_RK, top_k.values(), strict=True)]
+        _drop_below_(scaled_RV, list(top_k), least_R)
     top_p = {place: one.top_p for place, one in samplings.items() if one.top_p < 1}
     if top_p:
-        least_R1 = _least_of_top_p(_pick(scaled_RV, list(top_p)), list(top_p.values()))
-        _drop_below_(scaled_RV, list(top_p), least_R1)
+        least_R = _least_of_top_p(_pick(scaled_RV, list(top_p)), list(top_p.values()))
+        _drop_below_(scaled_RV, list(top_p), least_R)
     min_p = {place: one.min_p for place, one in samplings.items() if one.min_p > 0}
     if min_p:
-        margins_R1 = torch.tensor([math.log(p) for p in min_p.values()], device=scaled_RV.device)[:, None]
-        best_R1 = _pick(scaled_RV, list(min_p)).amax(dim=-1, keepdim=True)
-        _drop_below_(scaled_RV, list(min_p), best_R1 + margins_R1)
+        best_R = _pick(scaled_RV, list(min_p)).amax(dim=-1).tolist()
+        least_R = [best + math.log(one) for best, one in zip(best_R, min_p.values(), strict=True)]
+        _drop_below_(scaled_RV, list(min_p), least_R)
 
 
 def top_logprobs(logprobs_V: Tensor, count: int) -> tuple[tuple[int, float], ...]:
@@ -125,27 +126,27 @@ def _adjust_(logits_V: Tensor, row: Row) -> None:
         logits_V.masked_fill_(~row.mask, -math.inf)
 
 
-def _least_of_top_p(scaled_RV: Tensor, top_p: list[float]) -> Tensor:
-    """Return, [R, 1], the logit of the last token that top-p keeps.
+def _least_of_top_p(scaled_RV: Tensor, top_p: list[float]) -> list[float]:
+    """Return the logit of the last token that top-p keeps, for each row.
 
     Looks at the likeliest few hundred first; the whole vocabulary is sorted only when it must be.
     """
-    num_rows, num_tokens = scaled_RV.shape
-    logprobs_RV = torch.log_softmax(scaled_RV, dim=-1)
-    top_p_R1 = torch.tensor(top_p, dtype=torch.float64)[:, None].to(scaled_RV.device)
-    least_R1 = torch.empty(num_rows, 1, device=scaled_RV.device)
-    places, num_candidates = list(range(num_rows)), _FIRST_CANDIDATES
+    num_tokens = scaled_RV.shape[1]
+    norms_R = (scaled_RV.amax(dim=-1) - torch.log_softmax(scaled_RV, dim=-1).amax(dim=-1)).tolist()
+    least_R = [math.nan] * len(top_p)
+    places, num_candidates = list(range(len(top_p))), _FIRST_CANDIDATES
     while places:
         num_candidates = min(num_candidates, num_tokens)
-        best_RK, token_ids_RK = torch.topk(_pick(logprobs_RV, places), num_candidates)
-        mass_RK = best_RK.double().exp().cumsum(dim=-1)
-        last_R1 = (mass_RK < _pick(top_p_R1, places)).sum(dim=-1, keepdim=True)
-        token_ids_R1 = token_ids_RK.gather(1, last_R1.clamp(max=num_candidates - 1))
-        least_R1[places] = _pick(scaled_RV, places).gather(1, token_ids_R1)
-        is_open = [last == num_candidates < num_tokens for last in last_R1[:, 0].tolist()]
-        places = [place for place, goes_on in zip(places, is_open, strict=True) if goes_on]
-        num_candidates *= 16
-    return least_R1
+        best_RK = _best(_pick(scaled_RV, places), num_candidates)
+        still = []
+        for place, best_K in zip(places, best_RK, strict=True):
+            mass_K = np.exp(best_K.astype(np.float64) - norms_R[place]).cumsum()
+            last = int(np.searchsorted(mass_K, top_p[place]))
+            least_R[place] = best_K[min(last, num_candidates - 1)]
+            if last == num_candidates < num_tokens:
+                still.append(place)
+        places, num_candidates = still, num_candidates * 16
+    return least_R
 
 
 def _race(logprobs_RV: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -156,8 +157,9 @@ def _race(logprobs_RV: Tensor, rows: Sequence[Row]) -> Tensor:
         [row.sampling.seed for row in rows], [row.completion for row in rows], [row.draw for row in rows],
         _BLOCK + num_blocks))).float().to(logprobs_RV.device)
     probs_RV = logprobs_RV.exp()
-    padded = torch.nn.functional.pad(probs_RV, (0, num_blocks * _BLOCK - num_tokens))
-    probs_RBW = padded.view(num_rows, num_blocks, _BLOCK)
+    if num_tokens % _BLOCK:
+        probs_RV = functional.pad(probs_RV, (0, num_blocks * _BLOCK - num_tokens))
+    probs_RBW = probs_RV.view(num_rows, num_blocks, _BLOCK)
     block_R = (probs_RBW.sum(dim=-1) / noise_RN[:, _BLOCK:]).argmax(dim=-1)
     inside_RW = probs_RBW[torch.arange(num_rows, device=block_R.device), block_R]
     token_ids_R = block_R * _BLOCK + (inside_RW / noise_RN[:, :_BLOCK]).argmax(dim=-1)
@@ -169,9 +171,27 @@ def _pick(rows_RX: Tensor, places: list[int]) -> Tensor:
     return rows_RX if len(places) == len(rows_RX) else rows_RX[places]
 
 
-def _drop_below_(scaled_RV: Tensor, places: list[int], least_R1: Tensor) -> None:
-    if len(places) == len(scaled_RV):
-        scaled_RV.masked_fill_(scaled_RV < least_R1, -math.inf)
-    else:
-        kept = scaled_RV[places]
-        scaled_RV[places] = kept.masked_fill_(kept < least_R1, -math.inf)
+def _drop_below_(scaled_RV: Tensor, places: list[int], least_R: list[float]) -> None:
+    for place, least in zip(places, least_R, strict=True):
+        below = float(np.nextafter(np.float32(least), np.float32(-np.inf)))
+        functional.threshold_(scaled_RV[place], below, -math.inf)
+
+
+def _best(rows_RV: Tensor, count: int) -> np.ndarray:
+    """Return the largest count values of each row, descending.
+
+    On the CPU by numpy, whose vectorised partition and argmax take a fraction of torch's time.
+    """
+    if rows_RV.device.type != "cpu":
+        return torch.topk(rows_RV, count).values.cpu().numpy()
+    numbers = rows_RV.numpy()
+    if count < numbers.shape[1]:
+        numbers = np.partition(numbers, -count)[:, -count:]
+    return np.sort(numbers)[:, ::-1]
+
+
+def _argmax(rows_RV: Tensor) -> Tensor:
+    """Return the lowest index of each row's largest value."""
+    if rows_RV.device.type != "cpu":
+        return rows_RV.argmax(dim=-1)
+    return torch.from_numpy(rows_RV.numpy().argmax(axis=-1))

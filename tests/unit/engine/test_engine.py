@@ -257,7 +257,8 @@ def test_generate_keeps_the_events_of_others():
     other = engine.submit(request)
     engine.generate([ask(1, 2, seed=1, max_tokens=10)])
     events = drain(engine)
-    assert tuple(e.token_id for e in events if e.request_id == other) == answer_alone(engine.model, request)[0]
+    tokens = tuple(e.token_id for e in events if e.request_id == other)
+    assert tokens == answer_alone(engine.model, request)[0]
 
 
 def test_a_refused_request_leaves_nothing_of_its_batch_behind():

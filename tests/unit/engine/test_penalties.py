@@ -28,7 +28,8 @@ def test_counts_hold_distinct_tokens_and_count_the_completion_alone():
 def test_repetition_penalty_equals_transformers(penalty):
     logits_V = torch.randn(V, generator=torch.Generator().manual_seed(1)) * 3
     prompt, completion = [3, 9, 3, 20], [9, 11, 11]
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([prompt + completion]), logits_V[None])[0]
+    theirs = RepetitionPenaltyLogitsProcessor(penalty)
+    expected = theirs(torch.tensor([prompt + completion]), logits_V[None])[0]
     penalize_(logits_V, Sampling(repetition_penalty=penalty), counts_of(prompt, completion))
     assert torch.equal(logits_V, expected)
 

@@ -9,11 +9,12 @@ from openhearth.engine.records import Request, Sampling
 from openhearth.engine.settings import EngineSettings
 from openhearth.errors import UsageError
 
-BAD = [("temperature", -0.1), ("temperature", float("nan")), ("temperature", float("inf")), ("temperature", 1e-9),
-       ("top_k", -1), ("top_k", 2.5), ("top_p", 1.1), ("top_p", -0.1), ("min_p", 1.5), ("min_p", float("nan")),
+NAN = float("nan")
+BAD = [("temperature", -0.1), ("temperature", NAN), ("temperature", float("inf")), ("temperature", 1e-9),
+       ("top_k", -1), ("top_k", 2.5), ("top_p", 1.1), ("top_p", -0.1), ("min_p", 1.5), ("min_p", NAN),
        ("repetition_penalty", 0.0), ("repetition_penalty", -1.0), ("presence_penalty", 2.1),
        ("frequency_penalty", -2.1), ("seed", -1), ("seed", 2**64), ("max_tokens", 0), ("max_tokens", True),
-       ("num_logprobs", -1), ("temperature", "warm"), ("logit_bias", {3: 101.0}), ("logit_bias", {3: float("nan")})]
+       ("num_logprobs", -1), ("temperature", "warm"), ("logit_bias", {3: 101.0}), ("logit_bias", {3: NAN})]
 
 
 @pytest.mark.parametrize("name,value", BAD)

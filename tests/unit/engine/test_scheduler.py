@@ -40,7 +40,8 @@ class Line:
 def test_a_long_prompt_is_prefilled_in_chunks_and_then_decodes():
     line = Line(max_batch_tokens=3)
     line.add(*range(7))
-    assert [line.step() for _ in range(5)] == [{1: (0, 3)}, {1: (3, 6)}, {1: (6, 7)}, {1: (7, 8)}, {1: (8, 9)}]
+    expected = [{1: (0, 3)}, {1: (3, 6)}, {1: (6, 7)}, {1: (7, 8)}, {1: (8, 9)}]
+    assert [line.step() for _ in range(5)] == expected
 
 
 def test_decoding_sequences_come_first_and_prompts_fill_the_rest():
