@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Rendered chats, their token ids and generation masks are those of `transformers`."""
 
 import itertools
@@ -23,32 +24,51 @@ def both(tmp_path_factory):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator([*SCRIPTS.values(), *CODE] * 2, trainers.BpeTrainer(
-        vocab_size=800, special_tokens=CONTROL, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        [*SCRIPTS.values(), *CODE] * 2,
+        trainers.BpeTrainer(
+            vocab_size=800,
+            special_tokens=CONTROL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in PLAIN_ADDED])
-    theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>",
-                                     unk_token="<|endoftext|>")
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<|endoftext|>"
+    )
     folder = tmp_path_factory.mktemp("styles")
     theirs.save_pretrained(folder)
     return theirs, load_tokenizer(Checkpoint(folder, "safetensors", (), {}, {}, {})), folder
 
 
-CASES = [*itertools.product(STYLES, CHATS, [False], [False, True]),
-         *itertools.product(["llama3", "mistral", "qwen3"], TOOL_CHATS, [True], [False, True])]
+CASES = [
+    *itertools.product(STYLES, CHATS, [False], [False, True]),
+    *itertools.product(["llama3", "mistral", "qwen3"], TOOL_CHATS, [True], [False, True]),
+]
 
 
 @pytest.mark.parametrize("style,chat,has_tools,prompts", CASES)
 def test_rendered_chat_equals_transformers(both, style, chat, has_tools, prompts):
     theirs, ours, _ = both
     messages, tools = (TOOL_CHATS if has_tools else CHATS)[chat], [WEATHER] if has_tools else None
-    asked = dict(chat_template=STYLES[style], tools=tools, add_generation_prompt=prompts, date_string="09 Mar 2025")
+    asked = dict(
+        chat_template=STYLES[style], tools=tools, add_generation_prompt=prompts, date_string="09 Mar 2025"
+    )
     text = theirs.apply_chat_template(messages, tokenize=False, **asked)
-    expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True,
-                                          **asked)
+    expected = theirs.apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, **asked
+    )
     template = ChatTemplate(STYLES[style], special_tokens=ours.special_tokens)
-    got = render(template, ours, messages, tools=tools, add_generation_prompt=prompts, now=NOW,
-                 date_string="09 Mar 2025")
+    got = render(
+        template,
+        ours,
+        messages,
+        tools=tools,
+        add_generation_prompt=prompts,
+        now=NOW,
+        date_string="09 Mar 2025",
+    )
     assert got.text == text
     assert list(got.token_ids) == expected["input_ids"]
     assert [int(bit) for bit in got.generation_mask] == expected["assistant_masks"]
@@ -76,13 +96,17 @@ def test_arguments_given_as_json_text_render_as_an_object(both):
     template = ChatTemplate(STYLES["llama3"], special_tokens=ours.special_tokens)
     chat = [dict(message) for message in TOOL_CHATS["tool turn"]]
     call = chat[1]["tool_calls"][0]
-    chat[1]["tool_calls"] = [{**call, "function": {"name": "weather", "arguments": '{"city": "Z\\u00fcrich", "days": 2}'}}]
+    chat[1]["tool_calls"] = [
+        {**call, "function": {"name": "weather", "arguments": '{"city": "Z\\u00fcrich", "days": 2}'}}
+    ]
     assert render(template, ours, chat) == render(template, ours, TOOL_CHATS["tool turn"])
 
 
 def test_content_parts_render_as_transformers_renders_them(both):
     theirs, ours, _ = both
-    chat = [{"role": "user", "content": [{"type": "image", "url": object()}, {"type": "text", "text": " what? "}]}]
+    chat = [
+        {"role": "user", "content": [{"type": "image", "url": object()}, {"type": "text", "text": " what? "}]}
+    ]
     text = theirs.apply_chat_template(chat, tokenize=False, chat_template=STYLES["gemma"])
     template = ChatTemplate(STYLES["gemma"], special_tokens=ours.special_tokens)
     assert render(template, ours, chat, add_generation_prompt=False).text == text
@@ -95,34 +119,64 @@ def test_messages_of_every_kind_of_text_equal_transformers(both):
     texts = [text for text in corpus(1200, seed=3) if not any(token in text for token in CONTROL)]
     assert len(texts) > 900
     for chunk in range(0, len(texts), 40):
-        chat = [{"role": "user" if i % 2 == 0 else "assistant", "content": text}
-                for i, text in enumerate(texts[chunk:chunk + 40])]
+        chat = [
+            {"role": "user" if i % 2 == 0 else "assistant", "content": text}
+            for i, text in enumerate(texts[chunk : chunk + 40])
+        ]
         text = theirs.apply_chat_template(chat, tokenize=False, chat_template=STYLES["chatml"])
         got = render(template, ours, chat, add_generation_prompt=False)
         assert got.text == text
         assert list(got.token_ids) == theirs.encode(text, add_special_tokens=False)
 
 
-@pytest.mark.parametrize("source", [
-    "{{ x | tojson }}", "{{ x | tojson(indent=2) }}", "{{ x | tojson(ensure_ascii=True, sort_keys=True) }}",
-    "{{ x | tojson(separators=(',', ':')) }}", "{{ x.items() | list | length }}", "{% for k, v in x | dictsort %}{{ k }}{{ v }}{% endfor %}",
-    "{{ x.a | default('d') }}{{ x.zz | default('d') }}{{ x.zz is defined }}", "{{ x.s.split(' ') | join('-') }}",
-    "{{ x.s | upper | replace('A', '<') | trim }}", "{{ x.n + 1 }}|{{ x.n * 3 }}|{{ x.n / 2 }}|{{ x.n // 2 }}|{{ x.n ** 2 }}|{{ 7 % x.n }}",
-    "{{ x.l | map('upper') | list }}{{ x.l | reject('equalto', 'a') | first }}", "{{ x.l[1:] }}{{ x.l[::-1] }}{{ x.l | last }}",
-    "{% set ns = namespace(n=0) %}{% for i in range(4) %}{% if i == 2 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
-    "{% macro m(a, b='z') %}[{{ a }}{{ b }}{{ caller() if caller }}]{% endmacro %}{{ m(1) }}{% call m(2) %}c{% endcall %}",
-    "{{ dict(a=1, b='<') }}{{ dict.fromkeys(['q'], 0) }}", "{{ x.s | e }}{{ ('<' | e) + '<' }}", "{{ '%s-%05d' | format('a', 42) }}",
-    "{{ '%s %r' % ('a', 'b') }}{{ '{}:{:>4}'.format(1, 'b') }}", "{{ x.s.startswith('a') and not x.s.endswith('q') }}{{ 'b' in x.s }}",
-    "{% for i in x.l recursive %}{{ loop.index }}{{ i }}{{ loop.cycle('e', 'o') }}{% else %}none{% endfor %}", "{{ x.l | sum(start=0) if false else 'no' }}",
-    "{% if x.none is none and x.t is true and x.n is number and x.l is iterable and x is mapping and x.s is string %}y{% endif %}",
-    "  {%- filter upper %} a {{ x.s }} {% endfilter -%}  ", "{% set t %}a{{ x.n }}{% endset %}{{ t ~ 1 ~ none ~ zz }}", "{{ x.s | indent(4) }}{{ x.s | indent('--', true) }}",
-    "{{ [3, 1, 2] | sort | join(', ') }}{{ ['a', 'a'] | unique | list }}{{ x.s | wordcount }}{{ -3 | abs }}{{ 2.567 | round(1) }}", "{{ x.s[0] }}{{ x['s'] }}{{ x.get('zz', 'dd') }}",
-    "{{ x.s | truncate(5) }}{{ x.s | center(20) }}{{ x.s | title }}{{ x.s | capitalize }}{{ x.s | length }}", "{{ x.l | batch(2) | list }}{{ x.l | groupby(0) | list | length }}",
-])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ x | tojson }}",
+        "{{ x | tojson(indent=2) }}",
+        "{{ x | tojson(ensure_ascii=True, sort_keys=True) }}",
+        "{{ x | tojson(separators=(',', ':')) }}",
+        "{{ x.items() | list | length }}",
+        "{% for k, v in x | dictsort %}{{ k }}{{ v }}{% endfor %}",
+        "{{ x.a | default('d') }}{{ x.zz | default('d') }}{{ x.zz is defined }}",
+        "{{ x.s.split(' ') | join('-') }}",
+        "{{ x.s | upper | replace('A', '<') | trim }}",
+        "{{ x.n + 1 }}|{{ x.n * 3 }}|{{ x.n / 2 }}|{{ x.n // 2 }}|{{ x.n ** 2 }}|{{ 7 % x.n }}",
+        "{{ x.l | map('upper') | list }}{{ x.l | reject('equalto', 'a') | first }}",
+        "{{ x.l[1:] }}{{ x.l[::-1] }}{{ x.l | last }}",
+        "{% set ns = namespace(n=0) %}{% for i in range(4) %}{% if i == 2 %}{% break %}{% endif %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}",
+        "{% macro m(a, b='z') %}[{{ a }}{{ b }}{{ caller() if caller }}]{% endmacro %}{{ m(1) }}{% call m(2) %}c{% endcall %}",
+        "{{ dict(a=1, b='<') }}{{ dict.fromkeys(['q'], 0) }}",
+        "{{ x.s | e }}{{ ('<' | e) + '<' }}",
+        "{{ '%s-%05d' | format('a', 42) }}",
+        "{{ '%s %r' % ('a', 'b') }}{{ '{}:{:>4}'.format(1, 'b') }}",
+        "{{ x.s.startswith('a') and not x.s.endswith('q') }}{{ 'b' in x.s }}",
+        "{% for i in x.l recursive %}{{ loop.index }}{{ i }}{{ loop.cycle('e', 'o') }}{% else %}none{% endfor %}",
+        "{{ x.l | sum(start=0) if false else 'no' }}",
+        "{% if x.none is none and x.t is true and x.n is number and x.l is iterable and x is mapping and x.s is string %}y{% endif %}",
+        "  {%- filter upper %} a {{ x.s }} {% endfilter -%}  ",
+        "{% set t %}a{{ x.n }}{% endset %}{{ t ~ 1 ~ none ~ zz }}",
+        "{{ x.s | indent(4) }}{{ x.s | indent('--', true) }}",
+        "{{ [3, 1, 2] | sort | join(', ') }}{{ ['a', 'a'] | unique | list }}{{ x.s | wordcount }}{{ -3 | abs }}{{ 2.567 | round(1) }}",
+        "{{ x.s[0] }}{{ x['s'] }}{{ x.get('zz', 'dd') }}",
+        "{{ x.s | truncate(5) }}{{ x.s | center(20) }}{{ x.s | title }}{{ x.s | capitalize }}{{ x.s | length }}",
+        "{{ x.l | batch(2) | list }}{{ x.l | groupby(0) | list | length }}",
+    ],
+)
 def test_template_language_equals_transformers(both, source):
     theirs, _, _ = both
-    x = {"a": None, "s": "ab cd\nef <g>", "n": 2, "l": ["a", "b", "c"], "t": True, "none": None, "\u00fc": "\u20ac"}
-    expected = theirs.apply_chat_template([{"role": "user", "content": "c"}], tokenize=False, chat_template=source, x=x)
+    x = {
+        "a": None,
+        "s": "ab cd\nef <g>",
+        "n": 2,
+        "l": ["a", "b", "c"],
+        "t": True,
+        "none": None,
+        "\u00fc": "\u20ac",
+    }
+    expected = theirs.apply_chat_template(
+        [{"role": "user", "content": "c"}], tokenize=False, chat_template=source, x=x
+    )
     assert ChatTemplate(source).render_text({"x": x}) == expected
 
 

@@ -1,4 +1,4 @@
-"""Our token ids are those of `transformers` and `sentencepiece`, from tokenizer.json and from GGUF metadata."""
+"""Token ids from tokenizer.json and GGUF metadata are those of `transformers` and `sentencepiece`."""
 
 import pytest
 from support.corpus import corpus
@@ -21,8 +21,11 @@ CORPUS = corpus()
 
 def differing(ours, theirs, texts=CORPUS):
     """Texts whose ids differ; `ours` reads control tokens in text as `transformers` does."""
-    return [text for text in texts if ours.encode(text, parse_control=True) != theirs.encode(
-        text, add_special_tokens=False)]
+    return [
+        text
+        for text in texts
+        if ours.encode(text, parse_control=True) != theirs.encode(text, add_special_tokens=False)
+    ]
 
 
 def transformers_gguf(path):
@@ -49,8 +52,22 @@ def test_tokenizer_json_gives_the_ids_and_texts_of_transformers(tmp_path):
         assert ours.decode(ids, skip_special=False) == theirs.decode(ids)
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "default", "phi-2", "llama-bpe", "llama3", "falcon3", "dbrx", "smaug-bpe",
-                                 "tekken", "gpt-4o", "llama4"])
+@pytest.mark.parametrize(
+    "pre",
+    [
+        "gpt-2",
+        "default",
+        "phi-2",
+        "llama-bpe",
+        "llama3",
+        "falcon3",
+        "dbrx",
+        "smaug-bpe",
+        "tekken",
+        "gpt-4o",
+        "llama4",
+    ],
+)
 def test_byte_level_gguf_gives_the_ids_of_transformers(tmp_path, pre):
     path = write_gguf(tmp_path / "m.gguf", byte_level_keys(pre))
     ours = load_tokenizer(gguf_checkpoint(path))
@@ -64,29 +81,51 @@ def family_tokenizer(pre):
     from transformers.models.qwen3_5.tokenization_qwen3_5 import Qwen3_5Tokenizer
 
     vocab, merges = train_byte_level()
-    names = dict(unk_token="<|endoftext|>", bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")
+    names = dict(
+        unk_token="<|endoftext|>", bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
     if pre in ("smollm", "starcoder", "refact", "codeshell"):
         # StarCoder's and SmolLM's tokenizer.json: single digits, then GPT-2's pattern.
         theirs = GPT2Tokenizer(vocab=vocab, merges=merges, **names)
-        theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
         return theirs
-    kind = {"command-r": CohereTokenizer, "olmo": GPTNeoXTokenizer, "mpt": GPTNeoXTokenizer,
-            "qwen35": Qwen3_5Tokenizer}.get(pre, Qwen2Tokenizer)
+    kind = {
+        "command-r": CohereTokenizer,
+        "olmo": GPTNeoXTokenizer,
+        "mpt": GPTNeoXTokenizer,
+        "qwen35": Qwen3_5Tokenizer,
+    }.get(pre, Qwen2Tokenizer)
     if kind is CohereTokenizer:
         names |= dict(cls_token="<|im_end|>", sep_token="<|im_end|>", mask_token="<|im_end|>")
     return kind(vocab=vocab, merges=merges, **names)
 
 
-@pytest.mark.parametrize("pre", ["qwen2", "deepseek-r1-qwen", "qwen35", "command-r", "olmo", "mpt", "smollm", "starcoder",
-                                 "refact", "codeshell"])
+@pytest.mark.parametrize(
+    "pre",
+    [
+        "qwen2",
+        "deepseek-r1-qwen",
+        "qwen35",
+        "command-r",
+        "olmo",
+        "mpt",
+        "smollm",
+        "starcoder",
+        "refact",
+        "codeshell",
+    ],
+)
 def test_byte_level_gguf_gives_the_ids_of_the_family_it_names(tmp_path, pre):
     path = write_gguf(tmp_path / "m.gguf", byte_level_keys(pre))
     assert differing(load_tokenizer(gguf_checkpoint(path)), family_tokenizer(pre)) == []
 
 
-DEEPSEEK_V3 = r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*" \
-              r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+DEEPSEEK_V3 = (
+    r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
 DEEPSEEK = {
     "deepseek-v3": [r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u30ff]+", DEEPSEEK_V3],
@@ -97,6 +136,7 @@ DEEPSEEK = {
 @pytest.mark.parametrize("pre", sorted(DEEPSEEK))
 def test_deepseek_cuts_are_those_of_a_second_regex_engine(pre):
     import regex
+
     from openhearth.chat.pre_tokenizers import find_pre_tokenizer
 
     def pieces(text):
@@ -118,8 +158,22 @@ def test_deepseek_llm_cuts_words_punctuation_han_and_digits():
     cut = find_pre_tokenizer("deepseek-llm").pre_tokenizer()
     text = "Hello world, \u03ce\u03bd \u4f60\u597d\u3002 2024\n x  "
     assert [text[a:b] for _, (a, b) in cut.pre_tokenize_str(text)] == [
-        "Hello", " world", ",", " \u03ce\u03bd", " ", "\u4f60\u597d", "\u3002", " ", "2", "0", "2", "4", "\n",
-        " x", "  "]
+        "Hello",
+        " world",
+        ",",
+        " \u03ce\u03bd",
+        " ",
+        "\u4f60\u597d",
+        "\u3002",
+        " ",
+        "2",
+        "0",
+        "2",
+        "4",
+        "\n",
+        " x",
+        "  ",
+    ]
     # Its punctuation class runs from `:` to `~` and so cuts words at letters outside ASCII.
     assert [text for text, _ in cut.pre_tokenize_str("W\u00f6rld")] == ["W", "\u00c3\u00b6", "rld"]
 

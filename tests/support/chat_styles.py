@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Chat templates in the styles of public models, in our own words."""
 
 CHATML = """{%- if messages[0].role != 'system' -%}

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """A deterministic corpus of texts that tokenizers disagree on."""
 
 import random

@@ -1,4 +1,4 @@
-"""GGUF files that hold only a tokenizer, written by the `gguf` package, from tokenizers trained on the spot."""
+"""GGUF files that hold only a tokenizer trained on the spot, written by the `gguf` package."""
 
 from functools import cache
 from pathlib import Path
@@ -20,11 +20,21 @@ def train_byte_level(num_tokens: int = 900) -> tuple[dict[str, int], list[tuple[
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(" ", "merged_with_next"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    tokenizer.train_from_iterator(corpus(1200, seed=7), trainers.BpeTrainer(
-        vocab_size=num_tokens, special_tokens=CONTROL, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(" ", "merged_with_next"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.train_from_iterator(
+        corpus(1200, seed=7),
+        trainers.BpeTrainer(
+            vocab_size=num_tokens,
+            special_tokens=CONTROL,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     model = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
@@ -40,10 +50,21 @@ def train_sentencepiece() -> bytes:
     known = set("".join([*SCRIPTS.values(), *WORDS, *NUMBERS, *CODE]))
     texts = [text for text in corpus(2000, seed=9) if set(text) <= known | {" "} and text.strip()]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=out, model_type="bpe", vocab_size=1500, byte_fallback=True,
-        character_coverage=0.98, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        split_digits=True, allow_whitespace_only_pieces=True, num_threads=1, minloglevel=2,
-        user_defined_symbols=["<tool>"], max_sentence_length=10000)
+        sentence_iterator=iter(texts),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=1500,
+        byte_fallback=True,
+        character_coverage=0.98,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        num_threads=1,
+        minloglevel=2,
+        user_defined_symbols=["<tool>"],
+        max_sentence_length=10000,
+    )
     return out.getvalue()
 
 
@@ -75,10 +96,19 @@ def byte_level_keys(pre: str, **changes) -> dict:
     """Return the keys of a byte-level tokenizer; `changes` replace them."""
     vocab, merges = train_byte_level()
     tokens = sorted(vocab, key=vocab.get)
-    return {"ggml.model": "gpt2", "ggml.pre": pre, "ggml.tokens": tokens,
-            "ggml.token_type": [3 if token in CONTROL else 1 for token in tokens],
-            "ggml.merges": [" ".join(pair) for pair in merges], "ggml.bos_token_id": 1, "ggml.eos_token_id": 2,
-            "ggml.unknown_token_id": 0, "ggml.padding_token_id": 2, "ggml.add_bos_token": False, **changes}
+    return {
+        "ggml.model": "gpt2",
+        "ggml.pre": pre,
+        "ggml.tokens": tokens,
+        "ggml.token_type": [3 if token in CONTROL else 1 for token in tokens],
+        "ggml.merges": [" ".join(pair) for pair in merges],
+        "ggml.bos_token_id": 1,
+        "ggml.eos_token_id": 2,
+        "ggml.unknown_token_id": 0,
+        "ggml.padding_token_id": 2,
+        "ggml.add_bos_token": False,
+        **changes,
+    }
 
 
 def sentencepiece_keys(**changes) -> dict:
@@ -88,11 +118,29 @@ def sentencepiece_keys(**changes) -> dict:
     model = sentencepiece.SentencePieceProcessor(model_proto=train_sentencepiece())
     ids = range(model.get_piece_size())
     user_defined = {model.piece_to_id("<tool>")}
-    types = [2 if model.is_unknown(i) else 3 if model.is_control(i) else 6 if model.is_byte(i)
-             else 4 if i in user_defined else 1 for i in ids]
-    return {"ggml.model": "llama", "ggml.pre": "default", "ggml.tokens": [model.id_to_piece(i) for i in ids],
-            "ggml.scores": [float(model.get_score(i)) for i in ids], "ggml.token_type": types,
-            "ggml.bos_token_id": 1, "ggml.eos_token_id": 2, "ggml.unknown_token_id": 0, **changes}
+    types = [
+        2
+        if model.is_unknown(i)
+        else 3
+        if model.is_control(i)
+        else 6
+        if model.is_byte(i)
+        else 4
+        if i in user_defined
+        else 1
+        for i in ids
+    ]
+    return {
+        "ggml.model": "llama",
+        "ggml.pre": "default",
+        "ggml.tokens": [model.id_to_piece(i) for i in ids],
+        "ggml.scores": [float(model.get_score(i)) for i in ids],
+        "ggml.token_type": types,
+        "ggml.bos_token_id": 1,
+        "ggml.eos_token_id": 2,
+        "ggml.unknown_token_id": 0,
+        **changes,
+    }
 
 
 def gguf_checkpoint(path: Path) -> Checkpoint:

@@ -8,5 +8,15 @@ from openhearth.chat.template import ChatTemplate, load_template
 from openhearth.chat.text_stream import TextStream
 from openhearth.chat.tokenizer import Marks, Tokenizer
 
-__all__ = ["ChatTemplate", "Marks", "RenderedChat", "StopStrings", "TemplateLimits", "TextStream", "Tokenizer",
-           "load_template", "load_tokenizer", "render"]
+__all__ = [
+    "ChatTemplate",
+    "Marks",
+    "RenderedChat",
+    "StopStrings",
+    "TemplateLimits",
+    "TextStream",
+    "Tokenizer",
+    "load_template",
+    "load_tokenizer",
+    "render",
+]

@@ -3,13 +3,14 @@
 The sandbox (`sandbox.py`) charges a budget at every loop iteration, call, filter, operator,
 comparison, lookup and output, so no thread or signal is needed and it works in any thread.
 
-Does not: interrupt one single operation. Each is bounded through the sizes of its operands, which
-the same limits bound.
+Does not: interrupt one single operation, or the compilation of a template. The sizes of the
+operands and of the source bound them, and the same limits bound these.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -26,12 +27,16 @@ class TemplateLimits:
     ``TemplateLimits(output_chars=1000)``.
     """
 
-    source_chars: int = 512 << 10
+    source_chars: int = 128 << 10
     output_chars: int = 16 << 20
     total_chars: int = 256 << 20
     steps: int = 1_000_000
     seconds: float = 10.0
     range_length: int = 100_000
+
+
+CONTAINERS = (list, tuple, set, frozenset, Mapping, KeysView, ValuesView, ItemsView)
+"""Types whose text and comparison cost what they hold."""
 
 
 class Budget:
@@ -51,6 +56,19 @@ class Budget:
         if time.monotonic() > self._deadline:
             raise _over(f"takes longer than {self.limits.seconds:g} s")
 
+    def charge_value(self, value: object) -> None:
+        """Charge a value that was made; a container holds at most total_chars. Raises: TemplateError."""
+        self.charge(size_of(value))
+        limit = self.limits.total_chars
+        if isinstance(value, CONTAINERS) and expanded_size(value, limit) > limit:
+            raise _over(f"makes a list of more than {limit} characters")
+
+    def charge_text(self, *values: object) -> None:
+        """Charge containers that are about to be written as text. Raises: TemplateError."""
+        for value in values:
+            if isinstance(value, CONTAINERS):
+                self.charge(expanded_size(value, self.limits.total_chars))
+
     def charge(self, num_chars: int) -> None:
         """Charge one value of this size, before it is made where that is possible. Raises: TemplateError."""
         if num_chars > self.limits.output_chars:
@@ -69,7 +87,10 @@ def current_budget() -> Budget:
 
 
 class spending:
-    """Context manager: work inside is charged to this budget. Example: ``with spending(Budget(limits)): ...``"""
+    """Context manager: work inside is charged to this budget.
+
+    Example: ``with spending(Budget(limits)): ...``
+    """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
@@ -83,14 +104,32 @@ class spending:
 
 
 def size_of(value: object) -> int:
-    """Return the characters that a value counts as."""
-    if isinstance(value, str | bytes):
+    """Return the characters that a value counts as, without what a container holds."""
+    if isinstance(value, str):
         return len(value)
-    if isinstance(value, list | tuple | dict | set):
-        return 8 * len(value)
-    return 0
+    return 8 * len(value) if isinstance(value, CONTAINERS) else 0
+
+
+def expanded_size(value: object, limit: int) -> int:
+    """Return the characters that a value would write, what containers hold counted every time.
+
+    A list may hold one long text, or one list, many times over. Counting stops above limit.
+    """
+    total, open_values = 0, [value]
+    while open_values and total <= limit:
+        item = open_values.pop()
+        total += 8 + (len(item) if isinstance(item, str) else 0)
+        if isinstance(item, Mapping):
+            open_values += item.keys()
+            open_values += item.values()
+        elif isinstance(item, CONTAINERS):
+            open_values += item
+    return total
 
 
 def _over(what: str) -> TemplateError:
-    return TemplateError(f"the chat template {what}", why="it was stopped; a chat template is short work",
-                         hint="hearth run --raw, or a template of your own")
+    return TemplateError(
+        f"the chat template {what}",
+        why="it was stopped; a chat template is short work",
+        hint="hearth run --raw, or a template of your own",
+    )

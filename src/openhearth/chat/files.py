@@ -31,9 +31,11 @@ def read_tokenizer_json(checkpoint: Checkpoint) -> str:
     """Return the text of tokenizer.json. Raises: ModelNotFound without the file, BadFile."""
     path = checkpoint.path / "tokenizer.json"
     if not path.is_file():
-        raise ModelNotFound(f"`{checkpoint.path}` has no tokenizer.json",
-                            why="other tokenizer files (tokenizer.model, vocab.json) are not read",
-                            hint="hearth pull the model again with its tokenizer.json, or take a GGUF file of it")
+        raise ModelNotFound(
+            f"`{checkpoint.path}` has no tokenizer.json",
+            why="other tokenizer files (tokenizer.model, vocab.json) are not read",
+            hint="hearth pull the model again with its tokenizer.json, or take a GGUF file of it",
+        )
     return _read_text(path, MAX_TOKENIZER_BYTES)
 
 
@@ -56,8 +58,9 @@ def find_templates(checkpoint: Checkpoint) -> dict[str, str]:
         templates["default"] = _read_text(path, MAX_TEMPLATE_BYTES)
     if templates:
         return templates
-    return (_named(read_config(checkpoint, "tokenizer_config.json").get("chat_template"), "tokenizer_config.json")
-            or _named(read_config(checkpoint, "chat_template.json").get("chat_template"), "chat_template.json"))
+    return _named(
+        read_config(checkpoint, "tokenizer_config.json").get("chat_template"), "tokenizer_config.json"
+    ) or _named(read_config(checkpoint, "chat_template.json").get("chat_template"), "chat_template.json")
 
 
 def _gguf_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -67,7 +70,7 @@ def _gguf_templates(metadata: Mapping[str, Any]) -> dict[str, str]:
         if key == prefix or key.startswith(prefix + "."):
             if not isinstance(value, str):
                 raise _bad_template(f"`{key[:80]}` is not text")
-            templates[key[len(prefix) + 1:] or "default"] = value
+            templates[key[len(prefix) + 1 :] or "default"] = value
     return templates
 
 
@@ -78,7 +81,9 @@ def _named(value: Any, where: str) -> dict[str, str]:
         return {"default": value}
     if isinstance(value, list):
         value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
-    if not isinstance(value, dict) or not all(isinstance(text, str) for item in value.items() for text in item):
+    if not isinstance(value, dict) or not all(
+        isinstance(text, str) for item in value.items() for text in item
+    ):
         raise _bad_template(f"`chat_template` in {where} is neither text nor a list of name and template")
     return dict(value)
 
@@ -88,15 +93,25 @@ def _read_text(path: Path, max_bytes: int) -> str:
         with path.open("rb") as file:
             raw = file.read(max_bytes + 1)
         if len(raw) > max_bytes:
-            raise BadFile(f"`{path}` has more than {max_bytes} bytes", why="such a file is smaller",
-                          hint="hearth pull the model again")
+            raise BadFile(
+                f"`{path}` has more than {max_bytes} bytes",
+                why="such a file is smaller",
+                hint="hearth pull the model again",
+            )
         return raw.decode()
     except UnicodeDecodeError as error:
-        raise BadFile(f"`{path}` is not UTF-8 at byte {error.start}", why="the file is damaged",
-                      hint="hearth pull the model again") from error
+        raise BadFile(
+            f"`{path}` is not UTF-8 at byte {error.start}",
+            why="the file is damaged",
+            hint="hearth pull the model again",
+        ) from error
     except OSError as error:
-        raise BadFile(f"`{path}` cannot be read", why=str(error), hint="check the file's permissions") from error
+        raise BadFile(
+            f"`{path}` cannot be read", why=str(error), hint="check the file's permissions"
+        ) from error
 
 
 def _bad_template(what: str) -> BadFile:
-    return BadFile(what, why="a chat template is a text", hint="hearth run --raw, or another conversion of the model")
+    return BadFile(
+        what, why="a chat template is a text", hint="hearth run --raw, or another conversion of the model"
+    )

@@ -18,9 +18,15 @@ from openhearth.chat.pre_tokenizers import PreTokenizer, find_pre_tokenizer
 from openhearth.errors import BadFile, Unsupported
 
 _SPACE = "\u2581"
-_IDS = {"bos_token": "bos_token_id", "eos_token": "eos_token_id", "unk_token": "unknown_token_id",
-        "sep_token": "seperator_token_id", "pad_token": "padding_token_id", "mask_token": "mask_token_id",
-        "cls_token": "cls_token_id"}
+_IDS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",
+    "pad_token": "padding_token_id",
+    "mask_token": "mask_token_id",
+    "cls_token": "cls_token_id",
+}
 
 
 class TokenType(IntEnum):
@@ -53,12 +59,17 @@ class GGUFVocabulary:
         if len(self.ids) != len(self.tokens):
             twice = next(token for token_id, token in enumerate(self.tokens) if self.ids[token] != token_id)
             raise _bad(f"token `{twice[:80]}` is there twice")
-        self.named = {name: token_id for name, key in _IDS.items() if (token_id := self.token_id(key)) is not None}
+        self.named = {
+            name: token_id for name, key in _IDS.items() if (token_id := self.token_id(key)) is not None
+        }
         if self.model == "llama":
             # Files without these keys are Llama 1 and 2 conversions; llama.cpp has the same defaults.
-            for name, token_id, token in (("bos_token", 1, "<s>"), ("eos_token", 2, "</s>"),
-                                          ("unk_token", 0, "<unk>")):
-                if self.tokens[token_id:token_id + 1] == [token]:
+            for name, token_id, token in (
+                ("bos_token", 1, "<s>"),
+                ("eos_token", 2, "</s>"),
+                ("unk_token", 0, "<unk>"),
+            ):
+                if self.tokens[token_id : token_id + 1] == [token]:
                     self.named.setdefault(name, token_id)
 
     def value(self, key: str, kind: type, *, required: bool = False) -> Any:
@@ -66,14 +77,14 @@ class GGUFVocabulary:
         value = self._metadata.get(f"tokenizer.ggml.{key}")
         if value is None and required:
             raise _bad(f"`tokenizer.ggml.{key}` is missing")
-        if value is not None and (not isinstance(value, kind) or kind is int and isinstance(value, bool)):
+        if value is not None and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise _bad(f"`tokenizer.ggml.{key}` is not of type {kind.__name__}")
         return value
 
     def array(self, key: str, kind: type, *, required: bool = False) -> list[Any]:
         """Return `tokenizer.ggml.<key>` as a list; empty when it is not there."""
         values = self.value(key, list, required=required) or []
-        if not all(type(value) is kind for value in values) or required and not values:
+        if not all(type(value) is kind for value in values) or (required and not values):
             raise _bad(f"`tokenizer.ggml.{key}` is not an array of {kind.__name__}")
         return values
 
@@ -98,14 +109,21 @@ def build_gguf_tokenizer(vocabulary: GGUFVocabulary, *, architecture: str = "") 
     elif vocabulary.model == "llama":
         built = _sentencepiece(vocabulary, architecture)
     else:
-        raise Unsupported(f"tokenizer kind `{vocabulary.model[:80]}` is not supported",
-                          why="known: gpt2 (byte-level BPE), llama (SentencePiece BPE)",
-                          hint="use the model's safetensors folder, which carries its tokenizer.json")
+        raise Unsupported(
+            f"tokenizer kind `{vocabulary.model[:80]}` is not supported",
+            why="known: gpt2 (byte-level BPE), llama (SentencePiece BPE)",
+            hint="use the model's safetensors folder, which carries its tokenizer.json",
+        )
     control = dict.fromkeys(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
     control |= dict.fromkeys(vocabulary.tokens[i] for i in vocabulary.named.values() if vocabulary.tokens[i])
     built.add_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-    built.add_tokens([AddedToken(token, normalized=False, special=False)
-                      for token in vocabulary.of_type(TokenType.USER_DEFINED) if token not in control])
+    built.add_tokens(
+        [
+            AddedToken(token, normalized=False, special=False)
+            for token in vocabulary.of_type(TokenType.USER_DEFINED)
+            if token not in control
+        ]
+    )
     return built
 
 
@@ -119,7 +137,9 @@ def adds_bos(vocabulary: GGUFVocabulary) -> bool:
     says = vocabulary.value("add_bos_token", bool)
     if says is not None:
         return says
-    return vocabulary.model == "llama" or vocabulary.model == "gpt2" and pre_tokenizer_of(vocabulary).adds_bos
+    return vocabulary.model == "llama" or (
+        vocabulary.model == "gpt2" and pre_tokenizer_of(vocabulary).adds_bos
+    )
 
 
 def _byte_level(vocabulary: GGUFVocabulary, cut: PreTokenizer) -> Tokenizer:
@@ -134,20 +154,33 @@ def _byte_level(vocabulary: GGUFVocabulary, cut: PreTokenizer) -> Tokenizer:
 
 def _sentencepiece(vocabulary: GGUFVocabulary, architecture: str) -> Tokenizer:
     if vocabulary.value("remove_extra_whitespaces", bool):
-        raise Unsupported("a SentencePiece tokenizer that removes extra spaces is not supported",
-                          why="`tokenizer.ggml.remove_extra_whitespaces` is true",
-                          hint="use the model's safetensors folder, which carries its tokenizer.json")
-    merges = _stored_merges(vocabulary) if vocabulary.array("merges", str) else _merges_from_scores(vocabulary)
+        raise Unsupported(
+            "a SentencePiece tokenizer that removes extra spaces is not supported",
+            why="`tokenizer.ggml.remove_extra_whitespaces` is true",
+            hint="use the model's safetensors folder, which carries its tokenizer.json",
+        )
+    merges = (
+        _stored_merges(vocabulary) if vocabulary.array("merges", str) else _merges_from_scores(vocabulary)
+    )
     unknown = vocabulary.named.get("unk_token")
-    built = Tokenizer(_bpe(vocabulary, merges, fuse_unk=True,
-                           byte_fallback=TokenType.BYTE in vocabulary.types,
-                           unk_token=None if unknown is None else vocabulary.tokens[unknown]))
+    built = Tokenizer(
+        _bpe(
+            vocabulary,
+            merges,
+            fuse_unk=True,
+            byte_fallback=TokenType.BYTE in vocabulary.types,
+            unk_token=None if unknown is None else vocabulary.tokens[unknown],
+        )
+    )
     has_prefix = vocabulary.value("add_space_prefix", bool) is not False
     if architecture == "phi3" and has_prefix:
-        built.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)])
+        built.normalizer = normalizers.Sequence(
+            [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
+        )
     else:
         built.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement=_SPACE, prepend_scheme="first" if has_prefix else "never", split=False)
+            replacement=_SPACE, prepend_scheme="first" if has_prefix else "never", split=False
+        )
     steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     built.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if has_prefix else steps)
     return built
@@ -179,8 +212,11 @@ def _merges_from_scores(vocabulary: GGUFVocabulary) -> list[tuple[str, str]]:
     scores = vocabulary.array("scores", float, required=True)
     if len(scores) != len(vocabulary.tokens):
         raise _bad(f"{len(scores)} scores for {len(vocabulary.tokens)} tokens")
-    pieces = {token: token_id for token, token_id in vocabulary.ids.items()
-              if vocabulary.types[token_id] in (TokenType.NORMAL, TokenType.USER_DEFINED)}
+    pieces = {
+        token: token_id
+        for token, token_id in vocabulary.ids.items()
+        if vocabulary.types[token_id] in (TokenType.NORMAL, TokenType.USER_DEFINED)
+    }
     merges = []
     for token, token_id in pieces.items():
         if vocabulary.types[token_id] is TokenType.NORMAL:
@@ -202,5 +238,8 @@ def _token_type(value: int) -> TokenType:
 
 
 def _bad(what: str) -> BadFile:
-    return BadFile(f"the GGUF tokenizer is broken: {what}", why="a token's text or id would be wrong",
-                   hint="hearth pull the model again, or use another conversion")
+    return BadFile(
+        f"the GGUF tokenizer is broken: {what}",
+        why="a token's text or id would be wrong",
+        hint="hearth pull the model again, or use another conversion",
+    )

@@ -18,9 +18,24 @@ from openhearth.chat.tokenizer import Marks, Tokenizer
 from openhearth.errors import BadFile
 from openhearth.formats.records import Checkpoint
 
-END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<|endoftext|>",
-               "<|end_of_text|>", "<|END_OF_TURN_TOKEN|>", "<end_of_utterance>",
-               "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|return|>", "<|call|>", "</s>", "[EOT]", "<EOT>")
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<end_of_utterance>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<|return|>",
+    "<|call|>",
+    "</s>",
+    "[EOT]",
+    "<EOT>",
+)
 """Tokens that end a turn in a public chat format; one counts when the checkpoint's template writes it."""
 
 
@@ -36,35 +51,63 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
-        raise BadFile(f"`{checkpoint.path / 'tokenizer.json'}` is not a tokenizer", why=str(error)[:300],
-                      hint="hearth pull the model again") from error
+        raise BadFile(
+            f"`{checkpoint.path / 'tokenizer.json'}` is not a tokenizer",
+            why=str(error)[:300],
+            hint="hearth pull the model again",
+        ) from error
     backend.no_truncation()
     backend.no_padding()
     config = read_config(checkpoint, "tokenizer_config.json")
     special = _special_tokens(config) or _special_tokens(read_config(checkpoint, "special_tokens_map.json"))
     _add_special(backend, config, special)
     ids = {name: backend.token_to_id(text) for name, text in special.items()}
-    stops = {ids.get("eos_token"), *_eos_ids(read_config(checkpoint, "generation_config.json")),
-             *_eos_ids(checkpoint.config), *_ends_of_turn(checkpoint, backend)}
+    stops = {
+        ids.get("eos_token"),
+        *_eos_ids(read_config(checkpoint, "generation_config.json")),
+        *_eos_ids(checkpoint.config),
+        *_ends_of_turn(checkpoint, backend),
+    }
     prefix, suffix = _around(backend, config, ids)
-    return Tokenizer(backend, Marks(
-        bos_token_id=ids.get("bos_token"), eos_token_id=ids.get("eos_token"),
-        stop_token_ids=frozenset(i for i in stops if i is not None and backend.id_to_token(i) is not None),
-        special_tokens=special, prefix_ids=prefix, suffix_ids=suffix))
+    return Tokenizer(
+        backend,
+        Marks(
+            bos_token_id=ids.get("bos_token"),
+            eos_token_id=ids.get("eos_token"),
+            stop_token_ids=frozenset(
+                i for i in stops if i is not None and backend.id_to_token(i) is not None
+            ),
+            special_tokens=special,
+            prefix_ids=prefix,
+            suffix_ids=suffix,
+        ),
+    )
 
 
 def _from_gguf(checkpoint: Checkpoint) -> Tokenizer:
     vocabulary = GGUFVocabulary(checkpoint.metadata)
-    backend = build_gguf_tokenizer(vocabulary, architecture=str(checkpoint.metadata.get("general.architecture", "")))
+    backend = build_gguf_tokenizer(
+        vocabulary, architecture=str(checkpoint.metadata.get("general.architecture", ""))
+    )
     bos, eos = vocabulary.named.get("bos_token"), vocabulary.named.get("eos_token")
-    stops = {eos, vocabulary.token_id("eot_token_id"), vocabulary.token_id("eom_token_id"),
-             *_ends_of_turn(checkpoint, backend)}
+    stops = {
+        eos,
+        vocabulary.token_id("eot_token_id"),
+        vocabulary.token_id("eom_token_id"),
+        *_ends_of_turn(checkpoint, backend),
+    }
     adds_eos = vocabulary.value("add_eos_token", bool)
-    return Tokenizer(backend, Marks(
-        bos_token_id=bos, eos_token_id=eos, stop_token_ids=frozenset(i for i in stops if i is not None),
-        special_tokens={name: vocabulary.tokens[i] for name, i in vocabulary.named.items()},
-        prefix_ids=(bos,) if bos is not None and adds_bos(vocabulary) else (),
-        suffix_ids=(eos,) if eos is not None and adds_eos else ()))
+    return Tokenizer(
+        backend,
+        Marks(
+            bos_token_id=bos,
+            eos_token_id=eos,
+            stop_token_ids=frozenset(i for i in stops if i is not None),
+            special_tokens={name: vocabulary.tokens[i] for name, i in vocabulary.named.items()},
+            prefix_ids=(bos,) if bos is not None and adds_bos(vocabulary) else (),
+            suffix_ids=(eos,) if eos is not None and adds_eos else (),
+        ),
+    )
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
@@ -77,15 +120,27 @@ def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     return special
 
 
-def _add_special(backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]) -> None:
+def _add_special(
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], special: Mapping[str, str]
+) -> None:
     """Add what tokenizer_config.json names and tokenizer.json lacks, as `transformers` does."""
     known = {token.content for token in backend.get_added_tokens_decoder().values()}
     decoder = config.get("added_tokens_decoder")
-    entries = sorted(decoder.items(), key=lambda item: int(item[0]) if item[0].isdecimal() else -1) if isinstance(
-        decoder, dict) else []
+    entries = (
+        sorted(decoder.items(), key=lambda item: int(item[0]) if item[0].isdecimal() else -1)
+        if isinstance(decoder, dict)
+        else []
+    )
     for _, entry in entries:
-        if isinstance(entry, dict) and isinstance(text := entry.get("content"), str) and text and text not in known:
-            flags = {key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "normalized")}
+        if (
+            isinstance(entry, dict)
+            and isinstance(text := entry.get("content"), str)
+            and text
+            and text not in known
+        ):
+            flags = {
+                key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "normalized")
+            }
             backend.add_tokens([AddedToken(text, special=bool(entry.get("special", False)), **flags)])
             known.add(text)
     for text in special.values():
@@ -104,20 +159,25 @@ def _ends_of_turn(checkpoint: Checkpoint, backend: tokenizers.Tokenizer) -> Iter
     source = "\0".join(find_templates(checkpoint).values())
     written = [token for token in END_OF_TURN if token in source]
     if "<|return|>" in written:
-        written = [token for token in written if token != "<|end|>"]  # gpt-oss: ends a message, not the answer
+        written = [
+            token for token in written if token != "<|end|>"
+        ]  # gpt-oss: ends a message, not the answer
     ids = [backend.token_to_id(token) for token in written]
     return [i for i in ids if i is not None]
 
 
-def _around(backend: tokenizers.Tokenizer, config: Mapping[str, Any],
-            ids: Mapping[str, int | None]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _around(
+    backend: tokenizers.Tokenizer, config: Mapping[str, Any], ids: Mapping[str, int | None]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the ids put before and after a text: the config's flags, else the post-processor's doing."""
     if "add_bos_token" in config or "add_eos_token" in config:
         wants = [(name, config.get(f"add_{name}")) for name in ("bos_token", "eos_token")]
-        return tuple((ids[name],) if flag is True and ids.get(name) is not None else () for name, flag in wants)
+        return tuple(
+            (ids[name],) if flag is True and ids.get(name) is not None else () for name, flag in wants
+        )
     bare = backend.encode("a", add_special_tokens=False).ids
     full = backend.encode("a", add_special_tokens=True).ids
     for start in range(len(full) - len(bare) + 1):
-        if full[start:start + len(bare)] == bare:
-            return tuple(full[:start]), tuple(full[start + len(bare):])
+        if full[start : start + len(bare)] == bare:
+            return tuple(full[:start]), tuple(full[start + len(bare) :])
     return (), ()

@@ -70,12 +70,15 @@ _UPPER_WORD = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
 
 _LLAMA3 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}{{1,3}}|{_TAIL}"
 _QWEN2 = rf"{_CONTRACTION}|{_WORD}|\p{{N}}|{_TAIL}"
-_QWEN35 = (rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
-           r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+_QWEN35 = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _TEKKEN = rf"{_LOWER_WORD}|{_UPPER_WORD}|\p{{N}}|{_TAIL_SLASH}"
 _GPT4O = rf"{_LOWER_WORD}{_CONTRACTION}?|{_UPPER_WORD}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_TAIL_SLASH}"
 _DEEPSEEK_V3 = (
-    r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
     r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
@@ -112,9 +115,16 @@ PRE_TOKENIZERS = {
     "tekken": PreTokenizer((_TEKKEN,), ignores_merges=True, adds_bos=True),
     "gpt-4o": _GPT4O_FAMILY,
     "llama4": _GPT4O_FAMILY,
-    "deepseek-llm": PreTokenizer(("[\r\n]", rf"\s?[{_CASED}]+",
-                                  "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-                                  r"\s+$", _CJK, r"\p{N}")),
+    "deepseek-llm": PreTokenizer(
+        (
+            "[\r\n]",
+            rf"\s?[{_CASED}]+",
+            "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+            r"\s+$",
+            _CJK,
+            r"\p{N}",
+        )
+    ),
     "deepseek-coder": PreTokenizer(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     "deepseek-v3": _DEEPSEEK_V3_FAMILY,
     "hunyuan-dense": _DEEPSEEK_V3_FAMILY,
@@ -124,7 +134,9 @@ PRE_TOKENIZERS = {
 def find_pre_tokenizer(name: str) -> PreTokenizer:
     """Return the cut that `tokenizer.ggml.pre` names. Raises: Unsupported, naming it."""
     if name not in PRE_TOKENIZERS:
-        raise Unsupported(f"pre-tokenizer `{name[:80]}` is not supported",
-                          why=f"a guess would give other tokens; known: {', '.join(sorted(PRE_TOKENIZERS))}",
-                          hint="use the model's safetensors folder, which carries its tokenizer.json")
+        raise Unsupported(
+            f"pre-tokenizer `{name[:80]}` is not supported",
+            why=f"a guess would give other tokens; known: {', '.join(sorted(PRE_TOKENIZERS))}",
+            hint="use the model's safetensors folder, which carries its tokenizer.json",
+        )
     return PRE_TOKENIZERS[name]

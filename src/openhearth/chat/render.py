@@ -11,8 +11,8 @@ Strings that the template itself compares with or looks for, and that are not co
 mark inside: `'</think>' in content` works as in a plain rendering.
 
 Does not: hide the mark from a template that measures text (`content | length`) or compares it with
-text it puts together itself. Added tokens that are not control tokens are not protected, see
-`tokenizer.py`.
+text it puts together itself; protect a template that writes text backwards. Added tokens that are
+not control tokens are not protected, see `tokenizer.py`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,17 @@ class RenderedChat:
     generation_mask: tuple[bool, ...]
 
 
-def render(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], *,
-           tools: Sequence[Mapping[str, Any]] | None = None, add_generation_prompt: bool = True,
-           now: datetime | None = None, template_name: str | None = None, **variables: Any) -> RenderedChat:
+def render(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = True,
+    now: datetime | None = None,
+    template_name: str | None = None,
+    **variables: Any,
+) -> RenderedChat:
     """Return the token ids of a chat.
 
     messages: `role`, `content` (text, a list of parts, or None) and what else the template reads;
@@ -58,15 +66,25 @@ def render(template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Mapp
     No BOS is added: the template writes it.
     Raises: TemplateError, UsageError for messages that are no messages.
     """
-    values = {"messages": [_message(message) for message in _plain_list("messages", messages)],
-              "tools": None if tools is None else _plain_list("tools", tools),
-              "documents": None, **{name: _plain(value) for name, value in variables.items()}}
+    values = {
+        "messages": [_message(message) for message in _plain_list("messages", messages)],
+        "tools": None if tools is None else _plain_list("tools", tools),
+        "documents": None,
+        **{name: _plain(value) for name, value in variables.items()},
+    }
     name = template.choose(template_name, has_tools=tools is not None)
-    taken = {char for text in _strings([values, template.sources[name], template.special_tokens]) for char in text}
+    taken = {
+        char for text in _strings([values, template.sources[name], template.special_tokens]) for char in text
+    }
     mark, start, end = _unused(taken, 3)
     marked = _Marker(tokenizer, template.constants(name), mark).mark(values)
-    text = template.render_text({**marked, "add_generation_prompt": add_generation_prompt}, name=name, now=now,
-                                generation_marks=(start, end), cut_mark=mark)
+    text = template.render_text(
+        {**marked, "add_generation_prompt": add_generation_prompt},
+        name=name,
+        now=now,
+        generation_marks=(start, end),
+        cut_mark=mark,
+    )
     return _encode(tokenizer, well_formed(text), mark, start, end)
 
 
@@ -85,12 +103,16 @@ def _encode(tokenizer: Tokenizer, marked: str, mark: str, start: str, end: str) 
             length += len(piece)
     text = "".join(pieces)
     genuine, is_forged = _genuine_control(tokenizer, text, cuts)
-    token_ids, offsets = tokenizer.encode_around(text, genuine) if is_forged else tokenizer.encode_parsed(text)
+    token_ids, offsets = (
+        tokenizer.encode_around(text, genuine) if is_forged else tokenizer.encode_parsed(text)
+    )
     generation = [(first, length if last is None else last) for first, last in spans]
     return RenderedChat(tuple(token_ids), text, tuple(_in_spans(offsets, generation)))
 
 
-def _genuine_control(tokenizer: Tokenizer, text: str, cuts: set[int]) -> tuple[list[tuple[int, int, int]], bool]:
+def _genuine_control(
+    tokenizer: Tokenizer, text: str, cuts: set[int]
+) -> tuple[list[tuple[int, int, int]], bool]:
     """Return the template's own control tokens in text, and whether there are forged ones."""
     genuine, is_forged, position = [], False, 0
     while match := next(iter(tokenizer.find_control(text, position)), None):
@@ -125,12 +147,19 @@ class _Marker:
         if not control:
             return
         beginnings = tuple({text[:i] for text in control for i in range(1, len(text))})
-        words = [word for word in sorted(constants, key=len, reverse=True)
-                 if self._first_chars & set(word[:-1]) and not any(text in word for text in control)
-                 and not _ends_open(word, beginnings)]
+        words = [
+            word
+            for word in sorted(constants, key=len, reverse=True)
+            if self._first_chars & set(word[:-1])
+            and not any(text in word for text in control)
+            and not _ends_open(word, beginnings)
+        ]
         groups = {"control": control, "word": words, "first": sorted(self._first_chars)}
-        self._pattern = re.compile("|".join(f"(?P<{name}>{'|'.join(map(re.escape, texts))})"
-                                            for name, texts in groups.items() if texts))
+        self._pattern = re.compile(
+            "|".join(
+                f"(?P<{name}>{'|'.join(map(re.escape, texts))})" for name, texts in groups.items() if texts
+            )
+        )
 
     def mark(self, value: Any) -> Any:
         """Return a copy of a plain value with marks in all its strings, keys included."""
@@ -150,17 +179,23 @@ class _Marker:
 
 
 def _ends_open(word: str, beginnings: tuple[str, ...]) -> bool:
-    """Whether word ends with two or more characters that begin a control token; the last one alone is marked."""
+    """Return whether word ends with two or more characters that begin a control token; one is marked."""
     return any(len(text) > 1 and word.endswith(text) for text in beginnings)
 
 
 def _message(message: Any) -> dict[str, Any]:
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise UsageError("a message is not an object with a `role`", why=f"got: {str(message)[:120]}",
-                         hint='{"role": "user", "content": "..."}')
+        raise UsageError(
+            "a message is not an object with a `role`",
+            why=f"got: {str(message)[:120]}",
+            hint='{"role": "user", "content": "..."}',
+        )
     if not _ROLE.fullmatch(message["role"]):
-        raise UsageError(f"role `{message['role'][:80]}` is not a role", why="expected letters, digits, `_`, `-`",
-                         hint="system, user, assistant or tool")
+        raise UsageError(
+            f"role `{message['role'][:80]}` is not a role",
+            why="expected letters, digits, `_`, `-`",
+            hint="system, user, assistant or tool",
+        )
     reasoning = next((message[key] for key in _REASONING if message.get(key) is not None), None)
     if reasoning is not None:
         message = {"thinking": reasoning, **message, "reasoning_content": reasoning}
@@ -191,7 +226,9 @@ def _with_parsed_arguments(function: dict[str, Any]) -> dict[str, Any]:
 
 def _plain_list(what: str, value: Any) -> list[Any]:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
-        raise UsageError(f"{what} are not a list", why=f"got {type(value).__name__}", hint=f"{what}=[{{...}}]")
+        raise UsageError(
+            f"{what} are not a list", why=f"got {type(value).__name__}", hint=f"{what}=[{{...}}]"
+        )
     return _plain(list(value))
 
 

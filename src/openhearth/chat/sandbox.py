@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,14 @@ from jinja2 import ext, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from openhearth.chat.budget import TemplateLimits, current_budget, size_of
+from openhearth.chat.operations import (
+    FILTER_CHECKS,
+    check_format,
+    check_power,
+    check_product,
+    checked_method,
+    text_of,
+)
 
 GENERATION_START, GENERATION_END = "hearth_generation_start", "hearth_generation_end"
 """Variables that hold the marks around `{% generation %}` output; set for every rendering."""
@@ -30,25 +38,29 @@ CLOCK = "hearth_clock"
 CUT_MARK = "hearth_cut_mark"
 """Variable that holds the character `render.py` puts into user text."""
 
-_MAX_WIDTH = 10_000
-_MAX_INT_BITS = 4096
-
+_TEXT_METHODS = (
+    "capitalize casefold center count endswith expandtabs find format index isalnum isalpha isascii "
+    "isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper join ljust "
+    "lower lstrip partition removeprefix removesuffix replace rfind rindex rjust rpartition rsplit "
+    "rstrip split splitlines startswith strip swapcase title upper zfill"
+)
 _METHODS: dict[type, frozenset[str]] = {
-    str: frozenset({"capitalize", "casefold", "center", "count", "endswith", "expandtabs", "find", "format",
-                    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower",
-                    "isnumeric", "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower",
-                    "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex",
-                    "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
-                    "swapcase", "title", "upper", "zfill"}),
+    str: frozenset(_TEXT_METHODS.split()),
     dict: frozenset({"get", "items", "keys", "values", "copy"}),
     list: frozenset({"index", "count", "copy"}),
     tuple: frozenset({"index", "count"}),
-    int: frozenset(), bool: frozenset(), float: frozenset({"is_integer"}), type(None): frozenset(),
+    int: frozenset(),
+    float: frozenset({"is_integer"}),
+    type(None): frozenset(),
 }
-_FILTERS = ("abs", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first",
-            "float", "format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map",
-            "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr",
-            "slice", "sort", "string", "sum", "title", "trim", "truncate", "unique", "upper", "wordcount")
+_FILTERS = (
+    "abs batch capitalize center count d default dictsort e escape first float format groupby indent "
+    "int items join last length list lower map max min reject rejectattr replace reverse round safe "
+    "select selectattr slice sort string sum title trim truncate unique upper wordcount"
+)
+
+
+_WRITERS = "capitalize center e escape indent lower safe string title trim truncate upper wordcount"
 
 
 class _GenerationTag(ext.Extension):
@@ -59,7 +71,9 @@ class _GenerationTag(ext.Extension):
     def parse(self, parser: Any) -> nodes.Node:
         lineno = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope([_mark(GENERATION_START, lineno), *body, _mark(GENERATION_END, lineno)], lineno=lineno)
+        return nodes.Scope(
+            [_mark(GENERATION_START, lineno), *body, _mark(GENERATION_END, lineno)], lineno=lineno
+        )
 
 
 def _mark(name: str, lineno: int) -> nodes.Output:
@@ -87,6 +101,8 @@ def _metered(node: nodes.Node) -> nodes.Node:
         return _call("concat_values", node.nodes, node.lineno)
     if isinstance(node, nodes.Compare):
         node.expr = _call("counted", [node.expr], node.lineno)
+    if isinstance(node, nodes.List | nodes.Dict) or (isinstance(node, nodes.Tuple) and node.ctx == "load"):
+        return _call("charged", [node], node.lineno)
     return node
 
 
@@ -131,25 +147,42 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%", "**"})
 
     def __init__(self, limits: TemplateLimits) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, optimized=False, cache_size=0,
-                         extensions=[_GenerationTag, ext.loopcontrols], finalize=_charged_text)
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            cache_size=0,
+            extensions=[_GenerationTag, ext.loopcontrols],
+            finalize=_charged_text,
+        )
         self.limits = limits
-        self.filters = {name: _counted_filter(name, self.filters[name]) for name in _FILTERS}
+        self.filters = {name: _counted_filter(name, self.filters[name]) for name in _FILTERS.split()}
         self.filters["tojson"] = _counted_filter("tojson", _tojson)
         self.tests = {name: _counted_filter(name, test) for name, test in self.tests.items()}
-        self.globals = {"range": self._range, "dict": _Dict(), "namespace": _Namespace,
-                        "cycler": self.globals["cycler"], "joiner": self.globals["joiner"],
-                        "raise_exception": _raise_exception, "strftime_now": _strftime_now}
+        self.globals = {
+            "range": self._range,
+            "dict": _Dict(),
+            "namespace": _Namespace,
+            "cycler": self.globals["cycler"],
+            "joiner": self.globals["joiner"],
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+        }
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         template = super()._parse(source, name, filename)
         _meter(template)
         return template
 
-    def constants(self, source: str) -> frozenset[str]:
-        """Return the text constants in the expressions of a template. Raises: jinja2.TemplateSyntaxError."""
-        return frozenset(node.value for node in self.parse(source).find_all(nodes.Const)
-                         if isinstance(node.value, str))
+    def prepare(self, source: str) -> tuple[jinja2.Template, frozenset[str]]:
+        """Return a compiled template and the text constants in its expressions.
+
+        Raises: what Jinja and Python raise for a broken or deeply nested source.
+        """
+        parsed = self.parse(source)
+        constants = (node.value for node in parsed.find_all(nodes.Const))
+        texts = frozenset(value for value in constants if isinstance(value, str))
+        return jinja2.Template.from_code(self, self.compile(parsed), self.make_globals(None)), texts
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Allow listed methods of plain values, and what Jinja's sandbox allows of its own objects."""
@@ -168,25 +201,30 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         current_budget().step()
         value = super().getitem(obj, argument)
         if isinstance(argument, slice):
-            current_budget().charge(size_of(value))
+            current_budget().charge_value(value)
         return value
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """As Jinja, for formats whose widths are small."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None:
-            _check_format(value.__self__)
-        return wrapped
+        if wrapped is None:
+            return None
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        def checked(*args: Any, **kwargs: Any) -> str:
+            check_format(value.__self__, "{", (args, kwargs))
+            return wrapped(*args, **kwargs)
+
+        return checked
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Check and charge a call of a method, macro or function."""
         budget = current_budget()
         budget.step()
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str):
-            args = _checked_method(owner, __obj.__name__, args, kwargs)
+            args = checked_method(owner, __obj.__name__, args, kwargs)
         value = super().call(__context, __obj, *args, **kwargs)
-        budget.charge(size_of(value))
+        budget.charge_value(value)
         return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
@@ -194,15 +232,16 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         budget = current_budget()
         budget.step()
         if operator == "%" and isinstance(left, str):
-            _check_format(left)
+            check_format(left, "%", right)
         elif operator == "*":
-            _check_product(left, right)
+            check_product(left, right)
         elif operator == "**":
-            _check_power(left, right)
+            check_power(left, right)
         elif operator == "+":
             budget.charge(size_of(left) + size_of(right))
         value = super().call_binop(context, operator, left, right)
-        budget.charge(size_of(value) if operator == "%" else 0)
+        if operator in "+%":
+            budget.charge_value(value)
         return value
 
     def count_step(self) -> None:
@@ -214,9 +253,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         current_budget().step()
         return value
 
+    def charged(self, value: Any) -> Any:
+        """Charge a list, tuple or dictionary that the template writes out."""
+        current_budget().charge_value(value)
+        return value
+
     def concat_values(self, *values: Any) -> str:
         """`~`: join the values as text."""
-        texts = [_text(value) for value in values]
+        texts = [text_of(value) for value in values]
         current_budget().charge(sum(map(len, texts)))
         return "".join(texts)
 
@@ -232,15 +276,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         return items
 
 
-def _text(value: Any) -> str:
-    text = str(value)
-    return text if type(text) is str else str.__str__(text)
-
-
 def _charged_text(value: Any) -> str:
     budget = current_budget()
     budget.step()
-    text = _text(value)
+    text = text_of(value)
     budget.charge(len(text))
     return text
 
@@ -248,15 +287,17 @@ def _charged_text(value: Any) -> str:
 def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the filter or test with its cost charged; markers of Jinja (pass_context...) are kept."""
     num_passed = int(hasattr(function, "jinja_pass_arg"))
-    check = _FILTER_CHECKS.get(name)
+    check = FILTER_CHECKS.get(name)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         budget = current_budget()
         budget.step()
         if check is not None:
             args = (*args[:num_passed], *check(*args[num_passed:], **kwargs))
+        if name in _WRITERS.split():
+            budget.charge_text(*args[num_passed:])
         value = function(*args, **kwargs)
-        budget.charge(size_of(value))
+        budget.charge_value(value)
         return value
 
     if num_passed:
@@ -264,123 +305,26 @@ def _counted_filter(name: str, function: Callable[..., Any]) -> Callable[..., An
     return counted
 
 
-def _check_filter_width(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    width = kwargs.get("width", args[0] if args else 0)
-    width = len(width) if isinstance(width, str) else width
-    _bound("width", width)
-    current_budget().charge((_text(value).count("\n") + 1) * width)
-    return (value, *args)
-
-
-def _check_filter_number(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    for given in (*args, *kwargs.values()):
-        if isinstance(given, int):
-            _bound("a number", given)
-    return (value, *args)
-
-
-def _check_filter_round(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    for given in (*args, *kwargs.values()):
-        if isinstance(given, int) and abs(given) > 20:
-            raise SecurityError(f"rounding to {given} digits")
-    return (value, *args)
-
-
-def _check_filter_replace(value: Any, old: Any, new: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    text, old, new = _text(value), _text(old), _text(new)
-    _charge_replace(text, old, new)
-    return (text, old, new, *args)
-
-
-def _check_filter_join(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    items = list(value)
-    separator = _text(kwargs.get("d", args[0] if args else ""))
-    if "attribute" not in kwargs and len(args) < 2:
-        items = [_text(item) for item in items]
-    current_budget().charge(sum(map(size_of, items)) + len(separator) * len(items))
-    return (items, *args)
-
-
-def _check_filter_sum(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    if not isinstance(kwargs.get("start", args[1] if len(args) > 1 else 0), int | float):
-        raise SecurityError("sum starts from a number")
-    return (value, *args)
-
-
-def _check_filter_format(value: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    _check_format(_text(value))
-    return (_text(value), *args)
-
-
-_FILTER_CHECKS: Mapping[str, Callable[..., tuple[Any, ...]]] = {
-    "center": _check_filter_width, "indent": _check_filter_width, "batch": _check_filter_number,
-    "slice": _check_filter_number, "truncate": _check_filter_number, "round": _check_filter_round,
-    "replace": _check_filter_replace, "join": _check_filter_join, "sum": _check_filter_sum,
-    "format": _check_filter_format,
-}
-
-
-def _checked_method(owner: str, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Check a method call of a text before it runs; returns the arguments to use."""
-    if name in ("center", "ljust", "rjust", "zfill"):
-        _bound("width", *args[:1])
-    elif name == "expandtabs":
-        size = kwargs.get("tabsize", args[0] if args else 8)
-        _bound("tab size", size)
-        current_budget().charge(len(owner) + owner.count("\t") * size)
-    elif name == "replace" and len(args) >= 2:
-        _charge_replace(owner, *args[:2])
-    elif name == "join" and args:
-        items = list(args[0])
-        current_budget().charge(sum(map(size_of, items)) + len(owner) * len(items))
-        return (items,)
-    return args
-
-
-def _charge_replace(text: str, old: Any, new: Any) -> None:
-    if isinstance(old, str) and isinstance(new, str):
-        current_budget().charge(len(text) + text.count(old) * len(new))
-
-
-_PERCENT_WIDTH = re.compile(r"%(?:\([^)]*\))?[-+ #0]*(\d*|\*)(?:\.(\d*|\*))?")
-_BRACE_SPEC = re.compile(r"\{[^{}]*:([^{}]*)(\{?)")
-
-
-def _check_format(text: str) -> None:
-    numbers = [number for match in _PERCENT_WIDTH.finditer(text) for number in match.groups() if number]
-    for spec, nested in _BRACE_SPEC.findall(text):
-        numbers += ["*"] if nested else re.findall(r"\d+", spec)
-    for number in numbers:
-        if number == "*" or len(number) > 5 or int(number) > _MAX_WIDTH:
-            raise SecurityError("a format with a large or computed width")
-
-
-def _check_product(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        if left.bit_length() + right.bit_length() > _MAX_INT_BITS:
-            raise SecurityError(f"a product of more than {_MAX_INT_BITS} bits")
-    elif isinstance(left, int) or isinstance(right, int):
-        number, value = (left, right) if isinstance(left, int) else (right, left)
-        current_budget().charge(max(0, number) * size_of(value))
-
-
-def _check_power(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int) and left.bit_length() * max(0, right) > _MAX_INT_BITS:
-        raise SecurityError(f"a power of more than {_MAX_INT_BITS} bits")
-
-
-def _bound(what: str, number: Any = 0) -> None:
-    if not isinstance(number, int) or abs(number) > _MAX_WIDTH:
-        raise SecurityError(f"{what} of {number!r}, the limit is {_MAX_WIDTH}"[:200])
-
-
 @jinja2.pass_context
-def _tojson(context: Any, value: Any, ensure_ascii: bool = False, indent: int | str | None = None,
-            separators: Any = None, sort_keys: bool = False) -> str:
+def _tojson(
+    context: Any,
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
     """Return plain JSON: no HTML escapes, order of keys kept."""
     if indent is not None and (len(indent) if isinstance(indent, str) else indent) > 32:
         raise SecurityError("an indentation of more than 32 characters")
-    text = json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+    pieces = []
+    for piece in encoder.iterencode(value):
+        current_budget().charge(len(piece))
+        pieces.append(piece)
+    text = "".join(pieces)
     mark = context.parent.get(CUT_MARK)
     if mark and ensure_ascii:
         escaped = re.escape(json.dumps(mark)[1:-1])
@@ -389,7 +333,7 @@ def _tojson(context: Any, value: Any, ensure_ascii: bool = False, indent: int | 
 
 
 def _raise_exception(message: Any = "") -> None:
-    raise jinja2.TemplateError(_text(message))
+    raise jinja2.TemplateError(text_of(message))
 
 
 @jinja2.pass_context

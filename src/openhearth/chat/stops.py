@@ -21,8 +21,11 @@ class StopStrings:
         """Raises: UsageError for an empty stop string."""
         self._stops = tuple(dict.fromkeys(stops))
         if any(not isinstance(stop, str) or not stop for stop in self._stops):
-            raise UsageError("a stop string is empty", why="an empty string would stop before the first token",
-                             hint="leave it out")
+            raise UsageError(
+                "a stop string is empty",
+                why="an empty string would stop before the first token",
+                hint="leave it out",
+            )
         self._held = ""
         self._is_stopped = False
 
@@ -41,7 +44,7 @@ class StopStrings:
         if found and min(found) <= keep:
             # A longer stop that began earlier could still be completed; only then is there no verdict.
             self._held, self._is_stopped = "", True
-            return held[:min(found)], True
+            return held[: min(found)], True
         self._held = held[keep:]
         return held[:keep], False
 
@@ -51,7 +54,7 @@ class StopStrings:
         found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self._is_stopped = True
-            return held[:min(found)]
+            return held[: min(found)]
         return held
 
 

@@ -28,7 +28,10 @@ def byte_alphabet() -> dict[str, int]:
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printable)]
-    return {**{chr(byte): byte for byte in printable}, **{chr(256 + i): byte for i, byte in enumerate(others)}}
+    return {
+        **{chr(byte): byte for byte in printable},
+        **{chr(256 + i): byte for i, byte in enumerate(others)},
+    }
 
 
 _ALPHABET = byte_alphabet()
@@ -98,7 +101,7 @@ class TextStream:
         text = self._tokenizer.decode_whole(self._pending, skip_special=self._skip_special)
         if text.endswith("\ufffd") or not text.startswith(self._given):
             return ""
-        new, self._given = text[len(self._given):], text
+        new, self._given = text[len(self._given) :], text
         return new
 
     def finish(self) -> str:
@@ -106,7 +109,7 @@ class TextStream:
         if self._tokenizer.has_token_bytes:
             return self._stripped(self._utf8.decode(b"", final=True))
         text = self._tokenizer.decode_whole(self._pending, skip_special=self._skip_special)
-        return text[len(self._given):]
+        return text[len(self._given) :]
 
     def _stripped(self, text: str) -> str:
         while self._strip and text:

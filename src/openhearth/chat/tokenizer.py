@@ -62,14 +62,20 @@ class Tokenizer:
         self._plain = _rebuild(backend, self._added)
         self._plain.encode_special_tokens = True
         self.vocab_size = self._control.get_vocab_size()
-        self.control_tokens = {token.content: token_id for token_id, token in self._added.items() if token.special}
+        self.control_tokens = {
+            token.content: token_id for token_id, token in self._added.items() if token.special
+        }
         self._control_ids = frozenset(self.control_tokens.values())
-        self._control_pattern = re.compile("|".join(
-            re.escape(text) for text in sorted(self.control_tokens, key=len, reverse=True)) or r"(?!)")
+        self._control_pattern = re.compile(
+            "|".join(re.escape(text) for text in sorted(self.control_tokens, key=len, reverse=True))
+            or r"(?!)"
+        )
         decoder = backend.decoder
         self._to_bytes, self.num_stripped_spaces = token_bytes_of(decoder.__getstate__() if decoder else None)
 
-    def encode(self, text: str, *, add_special_tokens: bool = False, parse_control: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = False, parse_control: bool = False
+    ) -> list[int]:
         """Return token ids.
 
         add_special_tokens: with the BOS and EOS the checkpoint asks for. parse_control: spellings of
@@ -94,8 +100,11 @@ class Tokenizer:
         encoding = self._control.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
-    def encode_around(self, text: str, spans: Sequence[tuple[int, int, int | None]],
-                      ) -> tuple[list[int], list[tuple[int, int]]]:
+    def encode_around(
+        self,
+        text: str,
+        spans: Sequence[tuple[int, int, int | None]],
+    ) -> tuple[list[int], list[tuple[int, int]]]:
         """Encode text as data, except for spans whose token is given.
 
         text: well-formed. spans: (start, end, token id), in order and apart; the span's characters
@@ -109,8 +118,12 @@ class Tokenizer:
         kinds = {}
         for left, right in ((False, False), (False, True), (True, False), (True, True)):
             kinds[left, right] = stand_in + "01"[left] + "01"[right] + stand_in
-        backend.add_tokens([AddedToken(spelling, lstrip=left, rstrip=right, special=False, normalized=False)
-                            for (left, right), spelling in kinds.items()])
+        backend.add_tokens(
+            [
+                AddedToken(spelling, lstrip=left, rstrip=right, special=False, normalized=False)
+                for (left, right), spelling in kinds.items()
+            ]
+        )
         stand_in_ids = {backend.token_to_id(spelling) for spelling in kinds.values()}
         pieces, shifts, position, length = [], [], 0, 0
         for start, end, token_id in spans:
@@ -133,8 +146,11 @@ class Tokenizer:
                     token_ids.append(known_id)
                     offsets.append((span_start, span_end))
             elif token_id in self._control_ids:
-                raise BadFile(f"the tokenizer makes the control token `{backend.id_to_token(token_id)}` out of text",
-                              why="text from outside could forge it", hint="report this model's tokenizer")
+                raise BadFile(
+                    f"the tokenizer makes the control token `{backend.id_to_token(token_id)}` out of text",
+                    why="text from outside could forge it",
+                    hint="report this model's tokenizer",
+                )
             else:
                 token_ids.append(token_id)
                 offsets.append((start + shift, end + shift))
@@ -160,14 +176,15 @@ class Tokenizer:
     def token_bytes(self, token_id: int, *, skip_special: bool = True) -> bytes:
         """Return the bytes of one token; only where `has_token_bytes`. Raises: UsageError below 0."""
         token = self._token(token_id)
-        if token is None or skip_special and token_id in self._control_ids:
+        if token is None or (skip_special and token_id in self._control_ids):
             return b""
         return self._to_bytes(token)
 
     def decode_whole(self, token_ids: Sequence[int], *, skip_special: bool) -> str:
         """Return the text as the decoder of the `tokenizers` library gives it."""
-        return self._control.decode([i for i in token_ids if self._token(i) is not None],
-                                    skip_special_tokens=skip_special)
+        return self._control.decode(
+            [i for i in token_ids if self._token(i) is not None], skip_special_tokens=skip_special
+        )
 
     def token_text(self, token_id: int) -> str | None:
         """Return a token's spelling in the vocabulary, None for an id outside it."""
@@ -179,7 +196,9 @@ class Tokenizer:
 
     def _token(self, token_id: int) -> str | None:
         if not 0 <= token_id < 2**32:
-            raise UsageError(f"token id {token_id} is out of range", why=f"the vocabulary has {self.vocab_size} tokens")
+            raise UsageError(
+                f"token id {token_id} is out of range", why=f"the vocabulary has {self.vocab_size} tokens"
+            )
         return self._control.id_to_token(token_id)
 
 
@@ -192,12 +211,20 @@ def well_formed(text: str) -> str:
     return text
 
 
-def _with_special_stops(backend: tokenizers.Tokenizer, stop_token_ids: frozenset[int]) -> dict[int, AddedToken]:
+def _with_special_stops(
+    backend: tokenizers.Tokenizer, stop_token_ids: frozenset[int]
+) -> dict[int, AddedToken]:
     added = dict(sorted(backend.get_added_tokens_decoder().items()))
     for token_id, token in added.items():
         if token_id in stop_token_ids and not token.special:
-            added[token_id] = AddedToken(token.content, single_word=token.single_word, lstrip=token.lstrip,
-                                         rstrip=token.rstrip, normalized=False, special=True)
+            added[token_id] = AddedToken(
+                token.content,
+                single_word=token.single_word,
+                lstrip=token.lstrip,
+                rstrip=token.rstrip,
+                normalized=False,
+                special=True,
+            )
     return added
 
 
@@ -213,7 +240,10 @@ def _rebuild(backend: tokenizers.Tokenizer, added: Mapping[int, AddedToken]) -> 
     built.add_tokens(list(added.values()))
     for token_id, token in added.items():
         if built.token_to_id(token.content) != token_id:
-            raise BadFile(f"added token `{token.content}` has id {token_id}, expected "
-                          f"{built.token_to_id(token.content)}", why="the tokenizer's ids have a gap or a duplicate",
-                          hint="hearth pull the model again")
+            raise BadFile(
+                f"added token `{token.content}` has id {token_id}, expected "
+                f"{built.token_to_id(token.content)}",
+                why="the tokenizer's ids have a gap or a duplicate",
+                hint="hearth pull the model again",
+            )
     return built
