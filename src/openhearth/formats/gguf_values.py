@@ -22,6 +22,7 @@ MAX_HEADER_BYTES = 128 << 20
 MAX_ARRAY_ELEMENTS = 4 << 20
 MAX_KEY_BYTES = 65535  # docs/gguf.md: keys are at most 2**16 - 1 bytes
 MAX_ARRAY_DEPTH = 4
+NESTED_ARRAY_COST = 32  # an array inside an array counts as so many elements; known files have none
 
 STRING, ARRAY, BOOL = 8, 9, 7
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q", 12: "d"}
@@ -94,9 +95,10 @@ class HeaderCursor:
         type_number = self.u32(f"the element type of {what}")
         self._check_type(type_number, what)
         item_bytes = {STRING: 8, ARRAY: 12}.get(type_number) or struct.calcsize(_FORMATS[type_number])
-        left = MAX_ARRAY_ELEMENTS - self.num_elements
+        cost = NESTED_ARRAY_COST if type_number == ARRAY else 1
+        left = (MAX_ARRAY_ELEMENTS - self.num_elements) // cost
         count = self.count(f"the length of {what}", limit=left, item_bytes=item_bytes)
-        self.num_elements += count
+        self.num_elements += count * cost
         if type_number == STRING:
             return self._strings(count, what)
         if type_number == ARRAY:

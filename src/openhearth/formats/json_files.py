@@ -18,6 +18,7 @@ from openhearth.units import format_bytes
 # A tokenizer with 262,144 tokens and 514,906 merges written as pairs has about 2.3 million values.
 MAX_VALUES = 8_000_000
 MAX_DEPTH = 64
+MAX_BYTES = 64 << 20
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -26,7 +27,7 @@ class _DuplicateKey(Exception):
     pass
 
 
-def read_json(path: Path, max_bytes: int) -> Any:
+def read_json(path: Path, max_bytes: int = MAX_BYTES) -> Any:
     """Return the value of a JSON file of at most max_bytes.
 
     Raises: ModelNotFound when there is no file, BadFile when it is too large, not UTF-8, not JSON,
@@ -41,7 +42,7 @@ def read_json(path: Path, max_bytes: int) -> Any:
     return parse_json(raw, path)
 
 
-def read_json_object(path: Path, max_bytes: int) -> dict[str, Any]:
+def read_json_object(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Any]:
     """As `read_json`, for files that hold one object. Raises: also BadFile for another kind of value."""
     value = read_json(path, max_bytes)
     if not isinstance(value, dict):

@@ -7,17 +7,19 @@ short printable form in backticks instead.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import PurePath
 
 MAX_SHOWN_CHARS = 80
 MAX_SHOWN_NAMES = 5
 
 
 def quoted(name: object) -> str:
-    """Return a name in backticks, escapes instead of unprintable characters, cut to 80 characters."""
+    """Return a name in backticks, escapes instead of unprintable characters; paths whole, others cut."""
     text = str(name)
-    cut = text[:MAX_SHOWN_CHARS].replace("`", "'")
+    limit = len(text) if isinstance(name, PurePath) else MAX_SHOWN_CHARS
+    cut = text[:limit].replace("`", "'")
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
-    return f"`{shown}`" if len(text) <= MAX_SHOWN_CHARS else f"`{shown}...` ({len(text)} characters)"
+    return f"`{shown}`" if len(text) <= limit else f"`{shown}...` ({len(text)} characters)"
 
 
 def quoted_list(names: Iterable[object]) -> str:

@@ -21,8 +21,8 @@ from openhearth.formats.quoting import quoted
 from openhearth.formats.records import TensorEntry, WeightFile
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors package
-# Commas and brackets in a header: 8 for a matrix, so half a million tensors.
-MAX_HEADER_VALUES = 4_000_000
+# Commas and brackets in a header: 8 for a matrix, so 125,000 tensors in one file.
+MAX_HEADER_VALUES = 1_000_000
 MAX_DIMS = 16
 _MAX_INT64 = 2**63 - 1
 
