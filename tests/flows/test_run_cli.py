@@ -195,9 +195,9 @@ def slow_folder(tmp_path_factory):
 
 def test_ctrl_c_leaves_with_130_and_what_was_generated(slow_folder, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "openhearth", "run", str(slow_folder), "hello", "--threads", "1", "--temperature", "0",
-         "--max-tokens", "30000"], env=environment(tmp_path / "home"), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        [sys.executable, "-m", "openhearth", "run", str(slow_folder), "hello", "--threads", "1",
+         "--temperature", "0", "--max-tokens", "30000"], env=environment(tmp_path / "home"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -216,7 +216,7 @@ def test_a_closed_pipe_ends_quietly(slow_folder, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_of_the_default_model_stays_below_its_limit_and_near_the_prediction(smollm2_path, tmp_path, dtype):
+def test_memory_of_the_default_model_is_as_predicted_and_below_its_limit(smollm2_path, tmp_path, dtype):
     done = hearth("run", smollm2_path, "What is the capital of France?", "--temperature", "0", "--json",
                   "--max-tokens", "16", "--dtype", dtype, home=tmp_path / "home")
     record = json.loads(done.stdout)
