@@ -30,8 +30,9 @@ def open_chat(tmp_path):
 
     def start(*args):
         env = environment(tmp_path / "home", TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1")
-        chat = pexpect.spawn(sys.executable, ["-m", "openhearth", "run", *map(str, args)], env=env,
-                             encoding="utf-8", timeout=60, dimensions=(40, 200), cwd=str(tmp_path))
+        command = ["-m", "openhearth", "run", "--threads", "1", *map(str, args)]
+        chat = pexpect.spawn(sys.executable, command, env=env, encoding="utf-8", timeout=60,
+                             dimensions=(40, 200), cwd=str(tmp_path))
         chats.append(chat)
         chat.expect(PROMPT)
         return chat
@@ -120,8 +121,8 @@ def test_a_chat_needs_a_terminal_on_both_sides_and_no_flag_of_one_answer(slow_fo
     env = environment(tmp_path / "home", TERM="xterm")
     for command, reason in ((f"{sys.executable} -m openhearth run {slow_folder} > out", "stdout"),
                             (f"{sys.executable} -m openhearth run --json {slow_folder}", "--json")):
-        chat = pexpect.spawn("bash", ["-c", command], env=env, encoding="utf-8", timeout=60, cwd=str(tmp_path),
-                             dimensions=(40, 200))
+        chat = pexpect.spawn("bash", ["-c", command], env=env, encoding="utf-8", timeout=60,
+                             dimensions=(40, 200), cwd=str(tmp_path))
         chat.expect("there is no prompt")
         chat.expect(reason)
         chat.expect(pexpect.EOF)

@@ -13,7 +13,7 @@ from support.command import environment, hearth
 from support.in_process import run_main
 from support.tiny import build_llama
 
-CLOSING = re.compile(r"^\d+ prompt tokens in [\d.]+ s, \d+ tokens in [\d.]+ s: [\d.]+ tokens/s$", re.MULTILINE)
+CLOSING = re.compile(r"^\d+ prompt tokens in [\d.]+ s, \d+ tokens in [\d.]+ s: [\d.]+ tokens/s$", re.M)
 GREEDY = ("--temperature", "0", "--dtype", "float32", "--max-tokens", "12")
 
 
@@ -35,14 +35,15 @@ def run(capfd, tmp_path, monkeypatch, tiny_folder):
         (tmp_path / "stdin").write_text(stdin, encoding="utf-8")
         with (tmp_path / "stdin").open(encoding="utf-8") as file:
             monkeypatch.setattr(sys, "stdin", file)
-            return run_main(capfd, "run", *([model] if model else []), *args)
+            return run_main(capfd, "run", "--threads", "1", *([model] if model else []), *args)
 
     return call
 
 
 def prompt_ids(oracle, *messages):
     tokenizer, _ = oracle
-    return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+    text = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
 def user(content):
@@ -57,16 +58,17 @@ def test_json_record_is_the_greedy_answer_of_transformers(run, oracle):
     assert record["prompt_token_ids"] == prompt_ids(oracle, user("hello world"))
     inputs = torch.tensor([record["prompt_token_ids"]])
     with torch.no_grad():
-        expected = model.generate(inputs, do_sample=False, max_new_tokens=12, pad_token_id=2)[0, inputs.shape[1]:]
-        logits = model(torch.cat([inputs[0], expected])[None]).logits[0, inputs.shape[1] - 1:-1]
+        whole = model.generate(inputs, do_sample=False, max_new_tokens=12, pad_token_id=2)
+        expected = whole[0, inputs.shape[1]:]
+        logits = model(whole).logits[0, inputs.shape[1] - 1:-1]
     assert record["token_ids"] == expected.tolist()
     logprobs = torch.log_softmax(logits, -1).gather(1, expected[:, None])[:, 0]
     assert record["logprobs"] == pytest.approx(logprobs.tolist(), abs=1e-3)
     assert record["text"] == tokenizer.decode(expected, skip_special_tokens=True)
     assert record["finish_reason"] == ("stop" if expected[-1] == 2 else "length")
     assert re.fullmatch("[0-9a-f]{64}", record["weights"])
-    assert set(record["timings"]) == {"load_s", "first_token_s", "prefill_tokens", "prefill_s", "decode_tokens",
-                                      "decode_s"}
+    assert list(record["timings"]) == ["load_s", "first_token_s", "prefill_tokens", "prefill_s",
+                                       "decode_tokens", "decode_s"]
     assert record["timings"]["prefill_tokens"] == inputs.shape[1]
     assert record["seed"] == 5 and record["sampling"]["temperature"] == 0
     assert record["predicted"]["peak_memory_bytes"] > 0 < record["measured"]["peak_memory_bytes"]
@@ -193,9 +195,9 @@ def slow_folder(tmp_path_factory):
 
 def test_ctrl_c_leaves_with_130_and_what_was_generated(slow_folder, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "openhearth", "run", str(slow_folder), "hello", "--temperature", "0",
-         "--max-tokens", "30000"], env=environment(tmp_path / "home"), stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        [sys.executable, "-m", "openhearth", "run", str(slow_folder), "hello", "--threads", "1",
+         "--temperature", "0", "--max-tokens", "30000"], env=environment(tmp_path / "home"),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -205,19 +207,21 @@ def test_ctrl_c_leaves_with_130_and_what_was_generated(slow_folder, tmp_path):
 
 
 def test_a_closed_pipe_ends_quietly(slow_folder, tmp_path):
-    command = (f"{sys.executable} -m openhearth run {slow_folder} hello --temperature 0 --max-tokens 2000 "
-               "| head -c 5")
+    command = (f"{sys.executable} -m openhearth run {slow_folder} hello --threads 1 --temperature 0 "
+               "--max-tokens 2000 | head -c 5")
     done = subprocess.run(["bash", "-c", command], env=environment(tmp_path / "home"), capture_output=True,
                           timeout=120, stdin=subprocess.DEVNULL)
     assert len(done.stdout) == 5
     assert done.stderr == b""
 
 
-def test_memory_of_the_default_model_stays_below_its_limit_and_near_the_prediction(smollm2_path, tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_the_default_model_is_as_predicted_and_below_its_limit(smollm2_path, tmp_path, dtype):
     done = hearth("run", smollm2_path, "What is the capital of France?", "--temperature", "0", "--json",
-                  "--max-tokens", "32", home=tmp_path / "home")
+                  "--max-tokens", "16", "--dtype", dtype, home=tmp_path / "home")
     record = json.loads(done.stdout)
-    assert "Paris" in record["text"]
+    # The first token is a near tie (0.08 nats in float32), which bfloat16 may decide the other way.
+    assert dtype == "bfloat16" or record["text"] == "The capital of France is Paris."
     peak, predicted = record["measured"]["peak_memory_bytes"], record["predicted"]["peak_memory_bytes"]
     assert peak < 1.2 * 2**30
-    assert 0.7 < predicted / peak < 1.4
+    assert 0.75 < predicted / peak < 1.33

@@ -103,7 +103,7 @@ def _read_store(config: Config) -> dict[str, Any]:
         record["unfinished"] = [asdict(leftover) for leftover in hub.leftovers(store)]
         record["has_default_model"] = hub.find(hub.DEFAULT_MODEL, config) is not None
     except HearthError as error:
-        record["errors"].append(str(error))
+        record["errors"].append({"what": error.what, "hint": error.hint or "hearth list"})
     return record
 
 
@@ -151,7 +151,7 @@ def _list_missing(config: Config, record: dict[str, Any]) -> list[dict[str, str]
         miss(f"`{part['name']}` is unfinished at {format_bytes(part['done_bytes'])}",
              f"hearth pull {part['name']} goes on, hearth rm --partials removes it")
     for error in store["errors"]:
-        miss(error.partition("\n")[0], "hearth list")
+        miss(error["what"], error["hint"])
     if record["network"].get("is_reachable") is False:
         miss(f"`{record['settings']['hf_endpoint']}` is not reachable: {record['network']['reason']}",
              "export HF_ENDPOINT=https://a.mirror; the default model also comes from the package index")

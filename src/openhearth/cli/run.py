@@ -115,7 +115,7 @@ class _Run:
     def answer(self, prompt: str, system: str | None, *, is_raw: bool, is_json: bool,
                has_logprobs: bool) -> None:
         """Answer and leave: 130 after Ctrl-C, with what was generated on stdout."""
-        from openhearth.cli import answer as answers
+        from openhearth.cli.answer import answer_record, closing_line, collect, print_logprobs, write_text
         from openhearth.cli.interrupt import catch_interrupt
         from openhearth.cli.output import print_json, print_note
         from openhearth.hardware import peak_memory_bytes
@@ -130,20 +130,20 @@ class _Run:
             prompt_token_ids = model.render([*messages, {"role": "user", "content": prompt}]).token_ids
         sampling = {"seed": secrets.randbits(53), **self.sampling}
         with catch_interrupt() as interrupt:
-            answer = answers.collect(model, prompt_token_ids, sampling,
-                                     (lambda text: None) if is_json else answers.write_text, interrupt)
+            answer = collect(model, prompt_token_ids, sampling,
+                             (lambda text: None) if is_json else write_text, interrupt)
         measured = {"peak_memory_bytes": peak_memory_bytes()}
         if is_json:
             predicted = {**asdict(self.plan), "peak_memory_bytes": self.plan.total_bytes}
-            print_json(answers.answer_record(model, answer, {**model.default_sampling, **sampling},
-                                             predicted=predicted, measured=measured))
+            print_json(answer_record(model, answer, {**model.default_sampling, **sampling},
+                                     predicted=predicted, measured=measured))
         else:
             if not answer.text.endswith("\n"):
-                answers.write_text("\n")
+                write_text("\n")
             if has_logprobs:
-                answers.print_logprobs(model, answer)
+                print_logprobs(model, answer)
             if not self.is_quiet:
-                print_note(answers.closing_line(answer.timings))
+                print_note(closing_line(answer.timings))
             if self.is_verbose:
                 _print_measured(measured["peak_memory_bytes"], self.plan)
         if answer.finish_reason == "cancelled":

@@ -97,8 +97,9 @@ def test_loading_a_chat_of_other_weights_says_so(state, tmp_path):
     assert state.session.weights == "cd" * 32
 
 
-@pytest.mark.parametrize("settings", [{"warmth": 1}, {"temperature": "hot"}, {"temperature": -1}, {"top_k": True},
-                                      {"stop": "abc"}, {"stop": [""]}, {"stop": [1]}, {"seed": 1.5}, {"seed": None}])
+@pytest.mark.parametrize("settings", [
+    {"warmth": 1}, {"temperature": "hot"}, {"temperature": -1}, {"top_k": True}, {"stop": "abc"},
+    {"stop": [""]}, {"stop": [1]}, {"seed": 1.5}, {"seed": None}, {"temperature": [1]}])
 def test_loading_bad_settings_is_refused_and_keeps_the_chat(state, tmp_path, settings):
     path = tmp_path / "chat.json"
     state.session.save(path)

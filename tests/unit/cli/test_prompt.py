@@ -62,7 +62,8 @@ def test_a_raw_piped_prompt_stays_byte_for_byte(stdin):
     assert prompt.gather_prompt(None, is_raw=True) == " Once upon\n\n"
 
 
-@pytest.mark.parametrize("argument,piped", [("", b""), ("  ", b""), (None, b"\n"), (None, b""), ("\n", b"\n")])
+@pytest.mark.parametrize("argument,piped", [
+    ("", b""), ("  ", b""), (None, b"\n"), (None, b""), ("\n", b"\n")])
 def test_an_empty_prompt_is_refused(stdin, argument, piped):
     stdin(piped)
     with pytest.raises(UsageError, match="prompt"):
@@ -76,7 +77,7 @@ def test_bytes_that_are_no_utf8_are_refused_with_the_place(stdin):
 
 
 def test_more_than_the_limit_is_refused():
-    with pytest.raises(UsageError, match="larger than 32.0 MiB"):
+    with pytest.raises(UsageError, match=r"larger than 32\.0 MiB"):
         prompt.read_piped(io.BytesIO(bytes(prompt.MAX_STDIN_BYTES + 1)))
 
 
