@@ -64,39 +64,57 @@ inline void step(const void* x, std::int64_t stride, const char* weight) {
     }
 }
 
+// Finished sums of one panel on their way from the tiles to the output. Writing them out is vector work
+// that the tile unit has no part in, so it happens a few rows at a time between the next panel's steps.
+struct Leaving {
+    alignas(64) float sums[2 * kTileRows][kPanel];
+    std::int64_t row, panel;
+    int next = 0, num_rows = 0;
+
+    void write(const LinearCall& call, int count) {
+        for (; count > 0 && next < num_rows; --count, ++next) {
+            store_panel_row(call, row + next, panel, _mm512_load_ps(sums[next]), _mm512_load_ps(sums[next] + 16));
+        }
+    }
+};
+
 // Sums of up to 16 (is_two: 17 to 32) rows with one panel, left in tiles 0 to 3.
 template <bool is_two>
-inline void accumulate(const Rows& rows, const char* panel) {
+inline void accumulate(const LinearCall& call, const Rows& rows, const char* panel, Leaving& leaving) {
     _tile_zero(0);
     _tile_zero(1);
     if (is_two) {
         _tile_zero(2);
         _tile_zero(3);
     }
+    const int rows_per_step = int(2 * kTileRows / (rows.num_whole + 1) + 1);
     const char* x = reinterpret_cast<const char*>(rows.x);
     for (std::int64_t i = 0; i < rows.num_whole; ++i, x += 64, panel += kTileBytes) {
         if (!is_two) {
             for (std::int64_t byte = 0; byte < kTileBytes; byte += 64) _mm_prefetch(panel + kAhead + byte, _MM_HINT_T0);
         }
         step<is_two>(x, rows.stride_bytes, panel);
+        leaving.write(call, rows_per_step);
     }
     if (rows.has_tail) step<is_two>(rows.tail, 64, panel);
+    leaving.write(call, 2 * kTileRows);
 }
 
 template <bool is_two>
-void compute(const LinearCall& call, const Rows& rows, std::int64_t row, int num_rows, std::int64_t panel) {
+void compute(const LinearCall& call, const Rows& rows, std::int64_t row, int num_rows, std::int64_t panel,
+             Leaving& leaving) {
     const std::int64_t panel_bytes = lines_per_panel(call.num_inputs, Number::bf16) * kLineBytes;
-    accumulate<is_two>(rows, static_cast<const char*>(call.weight) + panel * panel_bytes);
-    alignas(64) float sums[2 * kTileRows][kPanel];
-    _tile_stored(0, sums[0], kLineBytes);
-    _tile_stored(1, sums[0] + 16, kLineBytes);
+    accumulate<is_two>(call, rows, static_cast<const char*>(call.weight) + panel * panel_bytes, leaving);
+    _tile_stored(0, leaving.sums[0], kLineBytes);
+    _tile_stored(1, leaving.sums[0] + 16, kLineBytes);
     if (is_two) {
-        _tile_stored(2, sums[kTileRows], kLineBytes);
-        _tile_stored(3, sums[kTileRows] + 16, kLineBytes);
+        _tile_stored(2, leaving.sums[kTileRows], kLineBytes);
+        _tile_stored(3, leaving.sums[kTileRows] + 16, kLineBytes);
     }
-    for (int r = 0; r < num_rows; ++r) {
-        store_panel_row(call, row + r, panel, _mm512_load_ps(sums[r]), _mm512_load_ps(sums[r] + 16));
-    }
+    leaving.row = row;
+    leaving.panel = panel;
+    leaving.next = 0;
+    leaving.num_rows = num_rows;
 }
 
 }  // namespace
@@ -106,6 +124,7 @@ void linear_amx(const LinearCall& call, const Block& block) {
     TileConfig outer;
     store_config(outer);
     int configured = 0;
+    Leaving leaving;
     const std::int64_t num_whole = call.num_inputs / kTileInputs, num_left = call.num_inputs % kTileInputs;
     for (std::int64_t row = block.row; row < block.row_end; row += 2 * kTileRows) {
         const std::int64_t rows_left = block.row_end - row;
@@ -126,12 +145,13 @@ void linear_amx(const LinearCall& call, const Block& block) {
         const Rows rows{x, call.x_stride * 2, tail[0], num_whole, num_left != 0};
         for (std::int64_t panel = block.panel; panel < block.panel_end; ++panel) {
             if (num_rows > kTileRows) {
-                compute<true>(call, rows, row, num_rows, panel);
+                compute<true>(call, rows, row, num_rows, panel, leaving);
             } else {
-                compute<false>(call, rows, row, num_rows, panel);
+                compute<false>(call, rows, row, num_rows, panel, leaving);
             }
         }
     }
+    leaving.write(call, 2 * kTileRows);
     if (outer.palette == 0) {
         _tile_release();
     } else {
