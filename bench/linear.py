@@ -1,9 +1,8 @@
-"""Measure linear layers, ours and torch's, in alternation: `python bench/linear.py [--threads 2] [--rounds 7]`.
+"""Measure linear layers, ours and torch's, in alternation: `python bench/linear.py --threads 2`.
 
 T = 1: every weight of a set larger than the caches is read once per pass, so GB/s is that of memory.
 T = 512: the weights are hot. Each line is the best of all rounds; `ratio` is the median over the rounds of
-torch's time over ours, measured back to back. `read` is torch's sum over the same bytes, a floor for the
-memory's rate.
+torch's time over ours, measured back to back.
 """
 
 # T rows, K inputs, N outputs
@@ -71,13 +70,15 @@ def main() -> None:
             with torch.inference_mode():
                 ours_s, torch_s, ratio = compare(
                     lambda weight, x_TK=x_TK: linear(x_TK, weight, isa=options.isa),
-                    lambda weight, x_TK=x_TK: functional.linear(x_TK, weight), packed, plain, options.rounds, 3)
+                    lambda weight, x_TK=x_TK: functional.linear(x_TK, weight),
+                    packed, plain, options.rounds, passes=3)
             if num_rows < 16:
                 unit, amount = "GB/s", num_bytes / 1e9
             else:
                 unit, amount = "TFLOP/s", 2 * num_rows * num_outputs * num_inputs / 1e12
             print(f"T={num_rows:<4} {num_outputs:>5} x {num_inputs:<4}  ours {amount / ours_s:7.2f} {unit}"
-                  f"  torch {amount / torch_s:7.2f} {unit}  ratio {ratio:5.2f}  ({ours_s * 1e6:.1f} us)", flush=True)
+                  f"  torch {amount / torch_s:7.2f} {unit}  ratio {ratio:5.2f}  ({ours_s * 1e6:.1f} us)",
+                  flush=True)
 
 
 if __name__ == "__main__":

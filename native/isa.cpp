@@ -46,7 +46,9 @@ std::string find_missing_avx2() {
 std::string find_missing_avx512() {
 #if defined(HEARTH_HAS_AVX512)
     const unsigned ebx = leaf(7, 0).ebx;
-    if (!bit(ebx, 16) || !bit(ebx, 17) || !bit(ebx, 30) || !bit(ebx, 31)) return "the CPU has no AVX-512 (F, DQ, BW, VL)";
+    if (!bit(ebx, 16) || !bit(ebx, 17) || !bit(ebx, 30) || !bit(ebx, 31)) {
+        return "the CPU has no AVX-512 (F, DQ, BW, VL)";
+    }
     if (!bit(leaf(7, 1).eax, 5)) return "the CPU has AVX-512 without BF16";
     if (!saves(0xe6)) return "the operating system does not save AVX-512 registers";
     return missing(Isa::avx2);

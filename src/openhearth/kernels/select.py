@@ -67,7 +67,8 @@ def choose(requested: str | None) -> Choice:
         usable = [isa for isa in NATIVE_ISAS if not reasons[isa]]
         if usable:
             return Choice(usable[0], is_forced=False)
-        return Choice(REFERENCE, is_forced=False, message=f"slower reference kernels are used: {reasons['avx2']}")
+        return Choice(REFERENCE, is_forced=False,
+                      message=f"slower reference kernels are used: {reasons['avx2']}")
     if requested not in {*NATIVE_ISAS, REFERENCE}:
         raise UsageError(f"HEARTH_ISA is `{requested}`", why="expected amx, avx512, avx2 or reference",
                          hint="HEARTH_ISA=reference")

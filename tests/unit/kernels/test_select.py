@@ -16,8 +16,8 @@ WITHOUT_NATIVE = "import sys; sys.modules['openhearth._native'] = None\n"
 def run_python(code, **settings):
     env = {key: value for key, value in os.environ.items() if key != "HEARTH_ISA"}
     env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.run([sys.executable, "-c", code], env={**env, **settings}, capture_output=True, text=True,
-                          timeout=60)
+    return subprocess.run([sys.executable, "-c", code], env={**env, **settings}, capture_output=True,
+                          text=True, timeout=120)
 
 
 def test_the_best_path_of_this_cpu_is_chosen():
@@ -56,12 +56,14 @@ def test_without_the_extension_the_reference_is_used_and_says_why():
 
 
 def test_forcing_a_native_path_without_the_extension_is_refused():
-    done = run_python(WITHOUT_NATIVE + "from openhearth.kernels.select import chosen\nchosen()", HEARTH_ISA="avx2")
+    done = run_python(WITHOUT_NATIVE + "from openhearth.kernels.select import chosen\nchosen()",
+                      HEARTH_ISA="avx2")
     assert "UsageError: HEARTH_ISA is `avx2`, which cannot run here" in done.stderr
     assert "hint: HEARTH_ISA=reference" in done.stderr
 
 
 def test_packing_without_the_extension_is_refused():
-    done = run_python(WITHOUT_NATIVE + "import torch\nfrom openhearth.kernels.linear.native import PackedWeight\n"
+    done = run_python(WITHOUT_NATIVE + "import torch\n"
+                      "from openhearth.kernels.linear.native import PackedWeight\n"
                       "PackedWeight(torch.ones(2, 2))")
     assert "Unsupported: this installation has no native kernels" in done.stderr

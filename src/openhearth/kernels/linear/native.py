@@ -38,7 +38,8 @@ class PackedWeight:
         """
         self.native = native()
         if self.native is None or self.native.missing(NATIVE_ISAS["avx2"]):
-            raise Unsupported("this installation has no native kernels for this CPU", hint="HEARTH_ISA=reference")
+            raise Unsupported("this installation has no native kernels for this CPU",
+                              hint="HEARTH_ISA=reference")
         if weight_NK.dim() != 2:
             raise UsageError(f"weight of shape {list(weight_NK.shape)}", why="expected [outputs, inputs]")
         self.dtype = _checked(weight_NK)
@@ -50,7 +51,7 @@ class PackedWeight:
         self.repack(weight_NK, bias_N)
 
     def repack(self, weight_NK: Tensor, bias_N: Tensor | None = None) -> None:
-        """Replace the contents by those of a weight of the same shape and type. Raises: as the constructor."""
+        """Replace the contents by a weight of the same shape and type. Raises: as the constructor."""
         if _checked(weight_NK) != self.dtype or weight_NK.shape != (self.num_outputs, self.num_inputs):
             raise UsageError(f"weight of shape {list(weight_NK.shape)} and type {weight_NK.dtype}",
                              why=f"the pack holds [{self.num_outputs}, {self.num_inputs}] of {self.dtype}")
@@ -129,7 +130,8 @@ class _Linear(torch.autograd.Function):
 
 def _forward(x_TK: Tensor, packed: PackedWeight, out_dtype: torch.dtype | None, isa: str | None) -> Tensor:
     if x_TK.dtype != packed.dtype or x_TK.device.type != "cpu":
-        raise UsageError(f"x is {x_TK.dtype} on {x_TK.device}", why=f"the weight is {packed.dtype} on the CPU")
+        raise UsageError(f"x is {x_TK.dtype} on {x_TK.device}",
+                         why=f"the weight is {packed.dtype} on the CPU")
     if x_TK.dim() != 2 or x_TK.shape[1] != packed.num_inputs:
         raise UsageError(f"x of shape {list(x_TK.shape)}", why=f"expected [rows, {packed.num_inputs}]")
     out_dtype = packed.dtype if out_dtype is None else out_dtype
