@@ -29,15 +29,23 @@ def modules():
         yield path, parts
 
 
-def imported(path):
-    """Names below `openhearth.` that a file imports anywhere, as tuples of parts."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(path, *, with_typing=True):
+    """Modules below `openhearth.` that a file imports anywhere, as tuples of parts."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typing_only = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If)
+                   and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+                   for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        if not with_typing and id(node) in typing_only:
+            continue
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            if node.module == "openhearth":
-                yield from ((alias.name,) for alias in node.names)
-            elif node.module and node.module.startswith("openhearth."):
-                yield tuple(node.module.split(".")[1:])
+            if node.module and node.module.split(".")[0] == "openhearth":
+                package = tuple(node.module.split(".")[1:])
+                for alias in node.names:
+                    is_module = (SRC.joinpath(*package, alias.name).is_dir()
+                                 or SRC.joinpath(*package, f"{alias.name}.py").exists())
+                    yield (*package, alias.name) if is_module else package
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 if alias.name.startswith("openhearth."):
@@ -55,8 +63,7 @@ def test_imports_point_down(path, parts):
         return
     for target in imported(path):
         if target[0] == parts[0]:
-            assert len(parts) == 2 and parts[-1] == "__init__" or len(target) > 1, (
-                f"{path} imports its own package's __init__")
+            assert len(target) > 1, f"{path} imports its own package's __init__"
         else:
             assert ROWS[target[0]] < ROWS[parts[0]], f"{path} (row {ROWS[parts[0]]}) imports {target}"
 
@@ -65,8 +72,9 @@ def test_no_import_cycles_between_modules():
     graph = {}
     names = {parts for _, parts in modules()}
     for path, parts in modules():
-        graph[parts] = {t for t in imported(path) if t in names} | {
-            (*t, "__init__") for t in imported(path) if (*t, "__init__") in names and t[0] != parts[0]}
+        targets = set(imported(path, with_typing=False))
+        graph[parts] = {t for t in targets if t in names} | {
+            (*t, "__init__") for t in targets if (*t, "__init__") in names and t[0] != parts[0]}
     done, active = set(), []
 
     def visit(node):

@@ -18,7 +18,7 @@ def environment(home, *, socket_log=None, **extra):
         paths.append(str(GUARD))
         env["SOCKET_LOG"] = str(socket_log)
     env.update(HEARTH_HOME=str(home), HF_HOME=str(Path(home) / "hf"), PYTHONPATH=os.pathsep.join(paths),
-               NO_COLOR="1", **extra)
+               NO_COLOR="1", HEARTH_DEBUG="1", **extra)
     return env
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import typer
@@ -43,7 +44,8 @@ def _global_options(
 def main(args: list[str] | None = None) -> None:
     """Run the command line and leave the process with the verb's exit code.
 
-    An error of ours prints without a traceback; Ctrl-C gives 130; a closed pipe ends quietly.
+    An error of ours prints without a traceback; Ctrl-C gives 130; a closed pipe ends quietly. What
+    nobody foresaw is a mistake of ours: it prints in one line, and in full with HEARTH_DEBUG=1.
     """
     args = sys.argv[1:] if args is None else args
     verbs = (args[0],) if args and args[0] in VERBS else VERBS
@@ -57,3 +59,9 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except Exception as error:
+        if os.environ.get("HEARTH_DEBUG"):
+            raise
+        fail(HearthError(f"this is a mistake in hearth: {type(error).__name__}: {error}",
+                         why="nothing that was stored is lost by it",
+                         hint=f"HEARTH_DEBUG=1 hearth {' '.join(args[:1])} ... shows where it happened"))
