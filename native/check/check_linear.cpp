@@ -122,6 +122,25 @@ void check(Isa isa, const char* name, const std::int64_t* shape, Number number, 
     }
 }
 
+// What another library configured for the tiles of this thread is there again after a call.
+void check_tile_config() {
+#if defined(__x86_64__)
+    if (!missing(Isa::amx).empty()) return;
+    alignas(64) char before[64] = {}, after[64] = {};
+    before[0] = 1;       // palette
+    before[16] = 32;     // bytes of a row of tile 0
+    before[48] = 7;      // rows of tile 0
+    std::uint16_t x[32] = {}, out[32] = {};
+    alignas(64) std::uint16_t weight[32 * 32] = {};
+    __asm__ volatile("ldtilecfg %0" ::"m"(before) : "memory");
+    linear(Isa::amx, LinearCall{x, 32, weight, nullptr, out, 32, 1, 32, 32, Number::bf16, Number::bf16});
+    __asm__ volatile("sttilecfg %0" : "=m"(after)::"memory");
+    __asm__ volatile("tilerelease");
+    const std::int64_t shape[3] = {1, 32, 32};
+    expect(std::memcmp(before, after, sizeof before) == 0, "tile configuration", "amx", shape);
+#endif
+}
+
 void check_pool() {
     constexpr int num_chunks = 97;
     std::vector<std::thread> callers;
@@ -187,6 +206,7 @@ int main(int num_arguments, char**) {
         }
         std::printf("%s: checked\n", one.name);
     }
+    check_tile_config();
     check_pool();
     if (num_arguments == 1) check_fork();  // an argument leaves it out: ThreadSanitizer cannot follow a fork
     set_num_threads(1);

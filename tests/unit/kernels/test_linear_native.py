@@ -1,6 +1,7 @@
 """Native linear layers against torch in float64, and against themselves bit for bit."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -256,10 +257,25 @@ def test_a_forked_child_computes_the_same():
     x_TK, weight_NK, _ = draw(50, 600, 64, torch.bfloat16)
     packed = PackedWeight(weight_NK)
     expected_TN = linear(x_TK, packed)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if all(torch.equal(linear(x_TK, packed), expected_TN) for _ in range(20)) else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    is_done = threading.Event()
+
+    def keep_the_workers_busy():
+        while not is_done.is_set():
+            linear(x_TK, packed)
+
+    other = threading.Thread(target=keep_the_workers_busy)
+    other.start()
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            results = [linear(x_TK, packed) for _ in range(20)]
+            set_num_threads(3)
+            results += [linear(x_TK, packed) for _ in range(20)]
+            os._exit(0 if all(torch.equal(result, expected_TN) for result in results) else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    is_done.set()
+    other.join()
     assert torch.equal(linear(x_TK, packed), expected_TN)
 
 
