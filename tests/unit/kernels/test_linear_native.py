@@ -303,24 +303,21 @@ def test_other_weight_types_are_refused():
 SHOW_BITS = """
 import sys, torch
 from openhearth.kernels.linear.native import PackedWeight, linear
-torch.manual_seed(0)
-x, weight = torch.randn(3, 600).bfloat16(), torch.randn(40, 600).bfloat16()
-isa = sys.argv[1] or None
-print(linear(x, PackedWeight(weight), out_dtype=torch.float32, isa=isa).view(torch.int32).tolist())
+x_TK, weight_NK = torch.load(sys.argv[1], weights_only=True)
+print(linear(x_TK, PackedWeight(weight_NK), out_dtype=torch.float32).view(torch.int32).tolist())
 """
 
 
-def run_python(code, *args, isa=None):
-    env = {key: value for key, value in os.environ.items() if key != "HEARTH_ISA"}
-    env["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    if isa is not None:
-        env["HEARTH_ISA"] = isa
-    return subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True,
-                          timeout=120)
-
-
 @every_isa
-def test_hearth_isa_forces_a_path(isa):
-    forced, given = run_python(SHOW_BITS, "", isa=isa), run_python(SHOW_BITS, isa)
-    assert forced.returncode == 0, forced.stderr
-    assert forced.stdout == given.stdout
+def test_hearth_isa_forces_a_path(isa, tmp_path):
+    x_TK, weight_NK, _ = draw(3, 40, 600, torch.bfloat16)
+    torch.save((x_TK, weight_NK), tmp_path / "numbers.pt")
+    env = {**os.environ, "HEARTH_ISA": isa, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", SHOW_BITS, str(tmp_path / "numbers.pt")], env=env,
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    given_TN = linear(x_TK, PackedWeight(weight_NK), out_dtype=torch.float32, isa=isa)
+    assert done.stdout.strip() == str(bits(given_TN).tolist())
+    others = [bits(linear(x_TK, PackedWeight(weight_NK), out_dtype=torch.float32, isa=other)).tolist()
+              for other in ISAS if other != isa]
+    assert bits(given_TN).tolist() not in others

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from openhearth.errors import Unsupported, UsageError
+from openhearth.kernels.memory import take_bytes
 from openhearth.kernels.select import NATIVE_ISAS, chosen, native
 
 PANEL = 32
@@ -45,8 +46,7 @@ class PackedWeight:
         self.dtype = _checked(weight_NK)
         self.num_outputs, self.num_inputs = weight_NK.shape
         self.is_bf16 = self.dtype == torch.bfloat16
-        num_bytes = self.native.packed_bytes(self.num_outputs, self.num_inputs, self.is_bf16)
-        self.packed = torch.empty(num_bytes, dtype=torch.uint8)
+        self.packed = take_bytes(self.native.packed_bytes(self.num_outputs, self.num_inputs, self.is_bf16))
         self.bias_P: Tensor | None = None
         self.repack(weight_NK, bias_N)
 
