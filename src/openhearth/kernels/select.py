@@ -10,6 +10,7 @@ Does not: promise equal bits between two paths. Each has its own fixed order of 
 from __future__ import annotations
 
 import functools
+import importlib
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
@@ -38,13 +39,13 @@ class Choice:
         return self.isa != REFERENCE
 
 
+@functools.cache
 def native() -> ModuleType | None:
     """The extension module, or None where this installation has none that loads."""
     try:
-        from openhearth import _native
+        return importlib.import_module("openhearth._native")
     except ImportError:
         return None
-    return _native
 
 
 def missing(isa: str) -> str:

@@ -14,6 +14,8 @@ Does not: run on other devices, or take activations of another type than the wei
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -148,6 +150,7 @@ def _forward(x_TK: Tensor, packed: PackedWeight, out_dtype: torch.dtype | None, 
     return out_TN
 
 
+@functools.cache
 def _isa_number(isa: str | None) -> int:
     isa = chosen().isa if isa is None else isa
     number = NATIVE_ISAS.get(isa)
