@@ -19,7 +19,7 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check src tests bench
 
 # torch comes first and alone, so that nothing else chooses its build.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml $(wildcard native/*)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "error: $(PYTHON) is older than Python 3.11"; \
 		echo "hint: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }

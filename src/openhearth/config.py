@@ -21,8 +21,8 @@ class Config:
     """Environment settings of one process.
 
     home: the store's folder. hf_cache: the Hugging Face hub cache that is read in place (never
-    written). hf_token: None when there is none. Example: ``Config.from_env({}).hf_endpoint ==
-    "https://huggingface.co"``.
+    written). hf_token: None when there is none. isa: the kernels to use, None for the best. Example:
+    ``Config.from_env({}).hf_endpoint == "https://huggingface.co"``.
     """
 
     home: Path
@@ -30,10 +30,11 @@ class Config:
     hf_endpoint: str
     hf_token: str | None
     hf_cache: Path
+    isa: str | None = None
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Config:
-        """Read HEARTH_HOME, HEARTH_OFFLINE, HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE.
+        """Read HEARTH_HOME, HEARTH_OFFLINE, HEARTH_ISA, HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_CACHE.
 
         Raises: UsageError when a switch is neither true nor false, or the endpoint is no URL.
         """
@@ -51,7 +52,8 @@ class Config:
         token = env.get("HF_TOKEN") or _token_file(Path(env.get("HF_TOKEN_PATH") or hf_home / "token"))
         return cls(home=home.expanduser().absolute(),
                    is_offline=_switch(env, "HEARTH_OFFLINE") or _switch(env, "HF_HUB_OFFLINE"),
-                   hf_endpoint=endpoint, hf_token=token or None, hf_cache=hf_cache.expanduser().absolute())
+                   hf_endpoint=endpoint, hf_token=token or None, hf_cache=hf_cache.expanduser().absolute(),
+                   isa=env.get("HEARTH_ISA") or None)
 
 
 def _switch(env: Mapping[str, str], name: str) -> bool:

@@ -1,0 +1,215 @@
+// Runs packing, every instruction set this CPU has, and the pool with buffers that end (or start) at a page
+// that may not be touched, and compares with sums in double. Built and run by check/run.sh under the
+// sanitizers; the guard pages also see what they do not instrument: tile and masked loads and stores.
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "isa.h"
+#include "linear.h"
+#include "pool.h"
+
+using namespace hearth;
+
+namespace {
+
+int num_failures = 0;
+
+void expect(bool holds, const char* what, const char* isa, const std::int64_t* shape) {
+    if (holds) return;
+    ++num_failures;
+    std::printf("FAILED %s, %s, T %ld N %ld K %ld\n", what, isa, long(shape[0]), long(shape[1]), long(shape[2]));
+}
+
+// Memory between two pages without access, flush with one of them.
+class Guarded {
+public:
+    Guarded(std::size_t size, bool is_at_end) : page_(std::size_t(sysconf(_SC_PAGESIZE))) {
+        inner_ = (size + page_ - 1) / page_ * page_;
+        base_ = static_cast<char*>(mmap(nullptr, inner_ + 2 * page_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (base_ == MAP_FAILED || (inner_ != 0 && mprotect(base_ + page_, inner_, PROT_READ | PROT_WRITE) != 0)) {
+            std::abort();
+        }
+        start_ = base_ + page_ + (is_at_end ? inner_ - size : 0);
+    }
+    ~Guarded() { munmap(base_, inner_ + 2 * page_); }
+    Guarded(const Guarded&) = delete;
+
+    template <typename T>
+    T* as() const {
+        return reinterpret_cast<T*>(start_);
+    }
+
+private:
+    std::size_t page_, inner_;
+    char* base_;
+    char* start_;
+};
+
+std::uint16_t bf16_of(float number) {
+    std::uint32_t bits;
+    std::memcpy(&bits, &number, sizeof bits);
+    return std::uint16_t(bits >> 16);
+}
+
+float float_of(std::uint16_t number) {
+    const std::uint32_t bits = std::uint32_t(number) << 16;
+    float out;
+    std::memcpy(&out, &bits, sizeof out);
+    return out;
+}
+
+std::uint32_t random_state = 1;
+float draw() {
+    random_state = random_state * 1664525u + 1013904223u;  // Numerical Recipes, section 7.1
+    return float(std::int32_t(random_state)) / float(1u << 31);
+}
+
+struct Numbers {
+    Guarded memory;
+    Number number;
+    Numbers(std::int64_t count, Number number, bool is_at_end)
+        : memory(std::size_t(count) * (number == Number::bf16 ? 2 : 4), is_at_end), number(number) {}
+    void set(std::int64_t i, float value) {
+        if (number == Number::bf16) {
+            memory.as<std::uint16_t>()[i] = bf16_of(value);
+        } else {
+            memory.as<float>()[i] = value;
+        }
+    }
+    float get(std::int64_t i) const {
+        return number == Number::bf16 ? float_of(memory.as<std::uint16_t>()[i]) : memory.as<float>()[i];
+    }
+};
+
+void check(Isa isa, const char* name, const std::int64_t* shape, Number number, Number out_number, bool is_at_end) {
+    const std::int64_t rows = shape[0], outputs = shape[1], inputs = shape[2];
+    Numbers x(rows * inputs, number, is_at_end), weight(outputs * inputs, number, is_at_end);
+    Numbers back(outputs * inputs, number, is_at_end), out(rows * outputs, out_number, is_at_end);
+    for (std::int64_t i = 0; i < rows * inputs; ++i) x.set(i, draw());
+    for (std::int64_t i = 0; i < outputs * inputs; ++i) weight.set(i, draw());
+    Guarded packed(std::size_t(packed_bytes(outputs, inputs, number)), is_at_end);
+    Guarded bias(std::size_t(num_panels(outputs) * kPanel) * sizeof(float), is_at_end);
+    for (std::int64_t n = 0; n < num_panels(outputs) * kPanel; ++n) bias.as<float>()[n] = draw();
+    pack_weight(weight.memory.as<char>(), inputs, outputs, inputs, number, packed.as<char>());
+    unpack_weight(packed.as<char>(), outputs, inputs, number, back.memory.as<char>());
+    for (std::int64_t i = 0; i < outputs * inputs; ++i) {
+        if (back.get(i) != weight.get(i)) return expect(false, "unpacking", name, shape);
+    }
+    linear(isa, LinearCall{x.memory.as<char>(), inputs, packed.as<char>(), bias.as<float>(), out.memory.as<char>(),
+                           outputs, rows, outputs, inputs, number, out_number});
+    for (std::int64_t t = 0; t < rows; ++t) {
+        for (std::int64_t n = 0; n < outputs; ++n) {
+            double sum = bias.as<float>()[n], size = std::fabs(sum);
+            for (std::int64_t k = 0; k < inputs; ++k) {
+                const double product = double(x.get(t * inputs + k)) * double(weight.get(n * inputs + k));
+                sum += product;
+                size += std::fabs(product);
+            }
+            const double rounding = out_number == Number::bf16 ? std::ldexp(std::fabs(sum), -8) : 0.0;
+            const double bound = std::ldexp(size * double(inputs + 3), -23) + rounding;
+            if (!(std::fabs(out.get(t * outputs + n) - sum) <= bound)) return expect(false, "value", name, shape);
+        }
+    }
+}
+
+// What another library configured for the tiles of this thread is there again after a call.
+void check_tile_config() {
+#if defined(__x86_64__)
+    if (!missing(Isa::amx).empty()) return;
+    alignas(64) char before[64] = {}, after[64] = {};
+    before[0] = 1;       // palette
+    before[16] = 32;     // bytes of a row of tile 0
+    before[48] = 7;      // rows of tile 0
+    std::uint16_t x[32] = {}, out[32] = {};
+    alignas(64) std::uint16_t weight[32 * 32] = {};
+    __asm__ volatile("ldtilecfg %0" ::"m"(before) : "memory");
+    linear(Isa::amx, LinearCall{x, 32, weight, nullptr, out, 32, 1, 32, 32, Number::bf16, Number::bf16});
+    __asm__ volatile("sttilecfg %0" : "=m"(after)::"memory");
+    __asm__ volatile("tilerelease");
+    const std::int64_t shape[3] = {1, 32, 32};
+    expect(std::memcmp(before, after, sizeof before) == 0, "tile configuration", "amx", shape);
+#endif
+}
+
+void check_pool() {
+    constexpr int num_chunks = 97;
+    std::vector<std::thread> callers;
+    for (int caller = 0; caller < 3; ++caller) {
+        callers.emplace_back([] {
+            for (int round = 0; round < 300; ++round) {
+                int counts[num_chunks] = {};
+                const auto inner = [](std::int64_t) {};
+                for_each_chunk(num_chunks, [&](std::int64_t chunk) {
+                    ++counts[chunk];
+                    if (chunk == 50) for_each_chunk(3, inner);
+                });
+                for (int count : counts) {
+                    if (count != 1) std::abort();
+                }
+            }
+        });
+    }
+    for (int count : {4, 1, 3, 2}) set_num_threads(count);
+    for (auto& caller : callers) caller.join();
+}
+
+// A child of fork computes with workers of its own.
+void check_fork() {
+    int total = 0;
+    const pid_t child = fork();
+    if (child == 0) {
+        std::int64_t sums[40] = {};
+        for_each_chunk(40, [&](std::int64_t chunk) { sums[chunk] = chunk; });
+        for (std::int64_t sum : sums) total += int(sum);
+        set_num_threads(1);
+        _exit(total == 780 ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    if (status != 0) {
+        ++num_failures;
+        std::printf("FAILED fork, status %d\n", status);
+    }
+}
+
+}  // namespace
+
+int main(int num_arguments, char**) {
+    const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 64, 64},  {2, 33, 31},  {3, 31, 33},   {5, 65, 2},
+                                      {16, 32, 32}, {17, 95, 97}, {32, 40, 48}, {33, 129, 63}, {70, 34, 130},
+                                      {1, 576, 99}, {0, 8, 8},    {4, 40, 0},   {300, 16, 40}};
+    const struct {
+        Isa isa;
+        const char* name;
+    } all[] = {{Isa::avx2, "avx2"}, {Isa::avx512, "avx512"}, {Isa::amx, "amx"}};
+    set_num_threads(3);
+    for (const auto& one : all) {
+        if (!missing(one.isa).empty()) {
+            std::printf("%s: not checked, %s\n", one.name, missing(one.isa).c_str());
+            continue;
+        }
+        for (const auto& shape : shapes) {
+            for (int variant = 0; variant < 8; ++variant) {
+                check(one.isa, one.name, shape, variant & 1 ? Number::bf16 : Number::f32,
+                      variant & 2 ? Number::bf16 : Number::f32, (variant & 4) != 0);
+            }
+        }
+        std::printf("%s: checked\n", one.name);
+    }
+    check_tile_config();
+    check_pool();
+    if (num_arguments == 1) check_fork();  // an argument leaves it out: ThreadSanitizer cannot follow a fork
+    set_num_threads(1);
+    std::printf(num_failures == 0 ? "all good\n" : "%d failed\n", num_failures);
+    return num_failures == 0 ? 0 : 1;
+}

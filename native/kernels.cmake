@@ -1,0 +1,33 @@
+# The kernels as a static library without Python; check/ builds the same sources under the sanitizers.
+# Each instruction set has its own file and flags; everything else is compiled for the oldest CPU, and
+# isa.cpp decides at run time.
+include(CheckCXXCompilerFlag)
+
+set(here "${CMAKE_CURRENT_LIST_DIR}")
+add_library(kernels STATIC "${here}/isa.cpp" "${here}/pool.cpp" "${here}/linear.cpp" "${here}/linear_pack.cpp")
+set_target_properties(kernels PROPERTIES POSITION_INDEPENDENT_CODE ON)
+target_include_directories(kernels PUBLIC "${here}")
+target_compile_options(kernels PRIVATE -Wall -Wextra)
+target_link_libraries(kernels PUBLIC Threads::Threads)
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
+  target_compile_definitions(kernels PRIVATE HEARTH_X86)
+  target_sources(kernels PRIVATE "${here}/linear_avx2.cpp")
+  set_source_files_properties("${here}/linear_avx2.cpp" PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma")
+
+  set(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512bf16)
+  string(JOIN " " avx512_flags ${avx512})
+  check_cxx_compiler_flag("${avx512_flags}" HAS_AVX512)
+  if(HAS_AVX512)
+    target_compile_definitions(kernels PRIVATE HEARTH_HAS_AVX512)
+    target_sources(kernels PRIVATE "${here}/linear_avx512.cpp")
+    set_source_files_properties("${here}/linear_avx512.cpp" PROPERTIES COMPILE_OPTIONS "${avx512}")
+  endif()
+
+  check_cxx_compiler_flag("-mamx-tile -mamx-bf16" HAS_AMX)
+  if(HAS_AVX512 AND HAS_AMX AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
+    target_compile_definitions(kernels PRIVATE HEARTH_HAS_AMX)
+    target_sources(kernels PRIVATE "${here}/linear_amx.cpp")
+    set_source_files_properties("${here}/linear_amx.cpp" PROPERTIES COMPILE_OPTIONS "${avx512};-mamx-tile;-mamx-bf16")
+  endif()
+endif()
