@@ -51,9 +51,9 @@ def token_ids():
     return torch.randint(0, 512, (NUM_TOKENS,), generator=torch.Generator().manual_seed(1))
 
 
-def load(path, dtype=torch.float32):
+def load(path, dtype=torch.float32, **kwargs):
     checkpoint = open_checkpoint(path)
-    return load_model(checkpoint, read_spec(checkpoint), dtype=dtype)
+    return load_model(checkpoint, read_spec(checkpoint), dtype=dtype, **kwargs)
 
 
 def logits_of(model, token_ids):

@@ -69,12 +69,10 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
 
     Reads headers only. Raises: BadFile, Unsupported, UsageError.
     """
-    from openhearth import formats, hardware, spec
+    from openhearth import formats, spec
 
     model = spec.read_spec(formats.open_checkpoint(stored.path))
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if hardware.has_fast_bfloat16() else "float32"
+    dtype = spec.choose_dtype(settings.dtype, model)
     return plan_memory(model, dtype, min(num_tokens, settings.context_length or num_tokens))
 
 
