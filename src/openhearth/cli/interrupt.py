@@ -24,10 +24,12 @@ class Interrupt:
 def catch_interrupt() -> Iterator[Interrupt]:
     """Turn the first Ctrl-C inside the block into a flag; a second one raises KeyboardInterrupt.
 
-    Outside of the main thread, where Python delivers no signals, the flag stays unset.
+    Outside of the main thread, where Python delivers no signals, the flag stays unset, and so it does
+    in a process that was started with Ctrl-C ignored (a shell's background job).
     """
     interrupt = Interrupt()
-    if threading.current_thread() is not threading.main_thread():
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield interrupt
         return
     before = signal.signal(signal.SIGINT, interrupt._note)
