@@ -123,23 +123,13 @@ def load(
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
     torch.set_num_threads(num_threads or hardware.usable_cores())
-    chosen = choose_dtype(dtype)
+    chosen = hardware.choose_dtype(dtype)
     model = load_model(checkpoint, spec, dtype=_DTYPES[chosen], on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256,
                     settings=EngineSettings(context_length=context_length))
     return LocalModel(stored, tokenizer, template, engine, dtype=chosen,
                       default_sampling=default_sampling(stored, checkpoint, config),
                       load_s=time.perf_counter() - started)
-
-
-def choose_dtype(dtype: str) -> str:
-    """Return "float32" or "bfloat16" for a setting that may be "auto". Raises: UsageError."""
-    if dtype == "auto":
-        return "bfloat16" if hardware.has_fast_bfloat16() else "float32"
-    if dtype not in _DTYPES:
-        raise UsageError(f"dtype `{dtype}` is unknown", why="expected auto, float32 or bfloat16",
-                         hint="--dtype auto")
-    return dtype
 
 
 def _check_context(spec: ModelSpec, context_length: int | None) -> None:
@@ -344,7 +334,8 @@ class _Stream:
                             timings.prefill_s, timings.decode_tokens, timings.decode_s))
 
 
-def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint, config: Config) -> dict[str, float]:
+def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint,
+                     config: Config) -> dict[str, float]:
     """Sampling the model's makers recommend.
 
     Taken from the catalogue, else `generation_config.json`, else GGUF `general.sampling.*`; else
@@ -361,6 +352,7 @@ def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint, co
     if not recommended:
         names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
                  "penalty_repeat": "repetition_penalty"}
-        recommended = {ours: checkpoint.metadata[f"general.sampling.{theirs}"] for theirs, ours in names.items()
-                       if f"general.sampling.{theirs}" in checkpoint.metadata}
+        metadata = checkpoint.metadata
+        recommended = {ours: metadata[f"general.sampling.{theirs}"] for theirs, ours in names.items()
+                       if f"general.sampling.{theirs}" in metadata}
     return dict(recommended) or dict(FALLBACK_SAMPLING)

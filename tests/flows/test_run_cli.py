@@ -150,6 +150,7 @@ def test_verbose_predicts_memory_before_and_measures_it_after(run):
     (("hi", "--top-logprobs", "-1"), 2, "top-logprobs"),
     (("hi", "--top-logprobs", "513"), 2, "num_logprobs"),
     (("hi", "--dtype", "int3"), 2, "dtype `int3`"),
+    (("hi", "--dtype", "float16", "--json"), 2, "dtype `float16`"),
     (("hi", "--context", "513"), 2, "513"),
     (("hi", "--threads", "0"), 2, "threads"),
     (("hi", "--raw", "--system", "x"), 2, "exclude"),
@@ -166,6 +167,16 @@ def test_bad_input_is_refused_with_its_exit_code(run, args, code, message):
 def test_one_argument_with_spaces_asks_the_default_model(run):
     done = run("What is the capital of France?", model=None)
     assert done.code == 6 and "`smollm2`" in done.err and "HEARTH_OFFLINE" in done.err
+
+
+def test_a_bad_dtype_is_refused_before_a_model_is_fetched(run):
+    done = run("What is the capital of France?", "--dtype", "int3", model=None)
+    assert done.code == 2 and "dtype `int3`" in done.err
+
+
+def test_an_empty_model_name_is_not_the_default_model(run):
+    done = run("", "hi", model=None)
+    assert done.code == 2 and "not a model reference" in done.err
 
 
 def test_an_unknown_model_is_named(run):

@@ -23,7 +23,7 @@ def command(
                                 help="As for `hearth run`; the default model when left out."),
     quick: bool = typer.Option(False, "--quick", help="Fewer tokens and rounds; numbers vary more."),
     dtype: str = typer.Option("auto", "--dtype", help="auto, float32 or bfloat16."),
-    threads: int = typer.Option(None, "--threads", help="CPU threads. Default: every usable core."),
+    threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
 ) -> None:
     """Measure decode, prefill and batched speed, and the memory and matrix rates behind them."""
@@ -31,8 +31,9 @@ def command(
     from openhearth.config import Config
 
     config = Config.from_env()
-    stored = fetch_model(model, config, before_fetch=lambda: None)
-    loaded = load_stored(stored, model, config, LoadSettings(dtype=dtype, num_threads=threads))
+    settings = LoadSettings(dtype=dtype, num_threads=threads)
+    stored = fetch_model(model, config, before_fetch=settings.check)
+    loaded = load_stored(stored, model, config, settings)
     record = run_bench(loaded, is_quick=quick)
     if json:
         print_json(record)

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from openhearth.cli.memory import MemoryPlan, describe_plan, plan_memory
 from openhearth.cli.output import print_note
 from openhearth.config import Config
 
 if TYPE_CHECKING:
+    from openhearth.cli.memory import MemoryPlan
     from openhearth.hub import StoredModel
     from openhearth.local import LocalModel
 
@@ -27,11 +27,20 @@ _TICK_S = 0.2
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """How a model is to be loaded; `local.load` documents and checks the values."""
+    """How a model is to be loaded; `local.load` says what the values mean.
+
+    Example: ``LoadSettings(dtype="float32", num_threads=2)``.
+    """
 
     dtype: str = "auto"
     context_length: int | None = None
     num_threads: int | None = None
+
+    def check(self) -> None:
+        """Check what can be checked before a model is here. Raises: UsageError."""
+        from openhearth.hardware import choose_dtype
+
+        choose_dtype(self.dtype)
 
 
 def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None]) -> StoredModel:
@@ -43,7 +52,7 @@ def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None
     from openhearth import hub
     from openhearth.cli.progress import show_progress
 
-    text = ref or hub.DEFAULT_MODEL
+    text = hub.DEFAULT_MODEL if ref is None else ref
     stored = hub.find(text, config)
     if stored is not None:
         return stored
@@ -69,18 +78,19 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
 
     Reads headers only. Raises: BadFile, Unsupported, UsageError.
     """
-    from openhearth import formats, hardware, spec
+    from openhearth import formats, spec
+    from openhearth.cli.memory import plan_memory
+    from openhearth.hardware import choose_dtype
 
     model = spec.read_spec(formats.open_checkpoint(stored.path))
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if hardware.has_fast_bfloat16() else "float32"
-    return plan_memory(model, dtype, min(num_tokens, settings.context_length or num_tokens))
+    num_tokens = min(num_tokens, settings.context_length or num_tokens)
+    return plan_memory(model, choose_dtype(settings.dtype), num_tokens)
 
 
 def print_prediction(stored: StoredModel, plan: MemoryPlan) -> None:
     """Say on stderr what a run will hold, before it is loaded."""
     from openhearth import hardware
+    from openhearth.cli.memory import describe_plan
 
     print_note(f"{stored.name} {describe_plan(plan, hardware.read_memory().available_bytes)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -43,7 +42,7 @@ def command(
     raw: bool = typer.Option(False, "--raw", help="The prompt as it is, without the chat template."),
     dtype: str = typer.Option("auto", "--dtype", help="auto, float32 or bfloat16."),
     context: int = typer.Option(None, "--context", help="Context length in tokens. Default: the model's."),
-    threads: int = typer.Option(None, "--threads", help="CPU threads. Default: every usable core."),
+    threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Nothing but the answer."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what will be needed and what was used."),
@@ -92,13 +91,17 @@ class _Run:
         from openhearth.cli.sampling import check_sampling
         from openhearth.config import Config
 
+        def check() -> None:
+            check_sampling(self.sampling)
+            self.settings.check()
+
         config = Config.from_env()
-        stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
+        stored = fetch_model(self.ref, config, before_fetch=check)
         if self.is_verbose:
             self.plan = predict_memory(stored, self.settings, num_tokens)
             if is_printing:
                 print_prediction(stored, self.plan)
-        check_sampling(self.sampling)
+        check()
         return load_stored(stored, self.ref, config, self.settings)
 
     def chat(self, system: str | None) -> None:
@@ -115,6 +118,8 @@ class _Run:
     def answer(self, prompt: str, system: str | None, *, is_raw: bool, is_json: bool,
                has_logprobs: bool) -> None:
         """Answer and leave: 130 after Ctrl-C, with what was generated on stdout."""
+        import secrets
+
         from openhearth.cli.answer import answer_record, closing_line, collect, print_logprobs, write_text
         from openhearth.cli.interrupt import catch_interrupt
         from openhearth.cli.output import print_json, print_note
