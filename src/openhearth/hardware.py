@@ -17,8 +17,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from openhearth.errors import UsageError
-
 FEATURES = {
     "avx2": "AVX2", "fma": "FMA", "f16c": "F16C", "avx_vnni": "AVX-VNNI",
     "avx512f": "AVX-512", "avx512bw": "AVX-512 BW", "avx512_vnni": "AVX-512 VNNI",
@@ -113,16 +111,6 @@ def has_fast_bfloat16(cpu: Cpu | None = None) -> bool:
     """Return whether the CPU multiplies bfloat16 natively (AVX-512 BF16, AMX or Arm BF16)."""
     cpu = cpu or read_cpu()
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(cpu.features))
-
-
-def choose_dtype(dtype: str) -> str:
-    """Return "float32" or "bfloat16" for a setting that may be "auto". Raises: UsageError."""
-    if dtype == "auto":
-        return "bfloat16" if has_fast_bfloat16() else "float32"
-    if dtype not in {"float32", "bfloat16"}:
-        raise UsageError(f"dtype `{dtype}` is unknown", why="expected auto, float32 or bfloat16",
-                         hint="--dtype auto")
-    return dtype
 
 
 def read_memory(root: Path = Path("/")) -> Memory:

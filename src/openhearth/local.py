@@ -24,8 +24,9 @@ from openhearth import chat, formats, hardware, hub
 from openhearth.config import Config
 from openhearth.engine import Engine, EngineSettings, Request, RequestTimings, Sampling, TokenEvent
 from openhearth.errors import TemplateError, UsageError
+from openhearth.kernels.select import set_num_threads
 from openhearth.models import load_model
-from openhearth.spec import ModelSpec, read_spec
+from openhearth.spec import ModelSpec, choose_dtype, read_spec
 
 DEFAULT_MAX_TOKENS = 1024
 FALLBACK_SAMPLING = {"temperature": 0.7}
@@ -104,8 +105,8 @@ def load(
 ) -> LocalModel:
     """Load a model, fetching it first when it is not on disk.
 
-    ref: see `hub.parse_ref`; None is the catalogue's default. dtype auto: bfloat16 where the CPU
-    multiplies it natively, else float32. context_length: caps the model's own, in tokens.
+    ref: see `hub.parse_ref`; None is the catalogue's default. dtype: see `spec.choose_dtype`.
+    context_length: caps the model's own, in tokens.
     num_threads: None uses every core this process may use. on_load: called with bytes done and
     bytes in all while weights are read.
     Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
@@ -122,8 +123,8 @@ def load(
     _check_context(spec, context_length)
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
-    torch.set_num_threads(num_threads or hardware.usable_cores())
-    chosen = hardware.choose_dtype(dtype)
+    set_num_threads(num_threads or hardware.usable_cores())
+    chosen = choose_dtype(dtype, spec)
     model = load_model(checkpoint, spec, dtype=_DTYPES[chosen], on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256,
                     settings=EngineSettings(context_length=context_length))

@@ -51,9 +51,9 @@ def token_ids():
     return torch.randint(0, 512, (NUM_TOKENS,), generator=torch.Generator().manual_seed(1))
 
 
-def load(path, dtype=torch.float32):
+def load(path, dtype=torch.float32, **kwargs):
     checkpoint = open_checkpoint(path)
-    return load_model(checkpoint, read_spec(checkpoint), dtype=dtype)
+    return load_model(checkpoint, read_spec(checkpoint), dtype=dtype, **kwargs)
 
 
 def logits_of(model, token_ids):
@@ -115,7 +115,7 @@ def test_dynamic_rope_beyond_its_context_equals_transformers_token_by_token(tmp_
 def test_gradients_equal_those_of_transformers(tmp_path, token_ids):
     """Two packed sequences; loss on next tokens."""
     reference = build_llama(tmp_path, with_tokenizer=False, attention_bias=True, mlp_bias=True)
-    model = load(tmp_path)
+    model = load(tmp_path, is_trainable=True)
     lengths = (70, 50)
     ids = token_ids[:120]
     positions = torch.cat([torch.arange(length) for length in lengths])
@@ -141,13 +141,25 @@ def test_gradients_equal_those_of_transformers(tmp_path, token_ids):
 
 def test_gradient_of_a_tied_matrix_sums_both_uses(tmp_path, token_ids):
     reference = build_llama(tmp_path, with_tokenizer=False, tie_word_embeddings=True)
-    model = load(tmp_path)
+    model = load(tmp_path, is_trainable=True)
     ids = token_ids[:40]
     torch.nn.functional.cross_entropy(model.logits(run_whole(model, ids[:-1])), ids[1:]).backward()
     torch.nn.functional.cross_entropy(reference(ids[None, :-1]).logits[0], ids[1:]).backward()
     torch.testing.assert_close(model.model.embed_tokens.weight.grad, reference.model.embed_tokens.weight.grad,
                                rtol=1e-3, atol=1e-5)
     assert "lm_head.weight" not in model.state_dict()
+
+
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "separate"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_model_that_learns_computes_the_same_bits_as_one_that_serves(dtype, is_tied, tmp_path, token_ids):
+    build_llama(tmp_path, with_tokenizer=False, tie_word_embeddings=is_tied, attention_bias=True)
+    serving, learning = load(tmp_path, dtype), load(tmp_path, dtype, is_trainable=True)
+    hidden = run_whole(learning, token_ids)
+    assert hidden.requires_grad
+    with torch.no_grad():
+        assert torch.equal(run_whole(serving, token_ids), hidden)
+        assert torch.equal(serving.logits(hidden), learning.logits(hidden))
 
 
 def test_sharded_safetensors_give_the_same_logits(tmp_path, token_ids):
@@ -161,7 +173,8 @@ def test_sharded_safetensors_give_the_same_logits(tmp_path, token_ids):
 @pytest.mark.parametrize("name", ["gqa", "mha", "tied", "attention_bias", "mlp_bias", "head_dim"])
 def test_gguf_gives_the_same_weights_as_safetensors(name, tmp_path):
     build_llama(tmp_path, with_tokenizer=False, **CASES[name])
-    ours, theirs = load(build_gguf(tmp_path, tmp_path / "m.gguf")), load(tmp_path)
+    ours = load(build_gguf(tmp_path, tmp_path / "m.gguf"), is_trainable=True)
+    theirs = load(tmp_path, is_trainable=True)
     # GGUF keeps this number in float32.
     assert ours.spec.rms_norm_eps == pytest.approx(theirs.spec.rms_norm_eps, rel=1e-7)
     assert replace(ours.spec, rms_norm_eps=theirs.spec.rms_norm_eps) == theirs.spec

@@ -63,29 +63,29 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _run(args: list[str]) -> int:
+    from openhearth.cli.interrupt import end_on_interrupt
+
     try:
-        try:
+        with end_on_interrupt():
             build_app((args[0],) if args and args[0] in VERBS else VERBS)(args, prog_name="hearth")
-        except SystemExit as leaving:
-            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-        except HearthError as error:
-            return _print_error(error)
-        except BrokenPipeError:
-            sys.stderr.close()
-            return 141
-        except Exception as error:
-            if _is_interrupted(error):
-                raise KeyboardInterrupt from None
-            if os.environ.get("HEARTH_DEBUG"):
-                raise
-            return _print_error(HearthError(
-                f"this is a mistake in hearth: {type(error).__name__}: {error}",
-                why="nothing that was stored is lost by it",
-                hint=f"HEARTH_DEBUG=1 hearth {' '.join(args[:1])} ... shows where it happened"))
-        return 0
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except HearthError as error:
+        return _print_error(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except Exception as error:
+        if os.environ.get("HEARTH_DEBUG"):
+            raise
+        return _print_error(HearthError(
+            f"this is a mistake in hearth: {type(error).__name__}: {error}",
+            why="nothing that was stored is lost by it",
+            hint=f"HEARTH_DEBUG=1 hearth {' '.join(args[:1])} ... shows where it happened"))
+    return 0
 
 
 def _print_error(error: HearthError) -> int:
@@ -93,13 +93,6 @@ def _print_error(error: HearthError) -> int:
 
     print_error(error)
     return error.exit_code
-
-
-def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: an import that it cut may end in an error of another class."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _let_interrupts_kill() -> None:

@@ -47,6 +47,7 @@ def examine(config: Config, *, does_measure: bool, does_reach: bool) -> dict[str
                 "caches": [asdict(cache) for cache in cpu.caches],
                 "has_fast_bfloat16": hardware.has_fast_bfloat16(cpu)},
         "memory": asdict(memory),
+        "kernels": _kernels(config),
         "store": store,
         "measured": _measure() if does_measure else None,
         "guarantees": [asdict(guarantee) for guarantee in list_guarantees()],
@@ -71,6 +72,12 @@ def _versions() -> dict[str, str]:
     from openhearth.cli.versions import read_versions
 
     return read_versions()
+
+
+def _kernels(config: Config) -> dict[str, Any]:
+    from openhearth.kernels import select
+
+    return asdict(select.choose(config.isa))
 
 
 def _measure() -> dict[str, Any]:
@@ -129,8 +136,9 @@ def _list_missing(config: Config, record: dict[str, Any]) -> list[dict[str, str]
     def miss(what: str, how: str) -> None:
         found.append({"what": what, "how": how})
 
-    miss("native CPU kernels: plain torch runs instead, G1 and G2 are not bitwise",
-         "they are not in this version; nothing to install")
+    if record["kernels"]["message"]:
+        miss(f"native CPU kernels: {record['kernels']['message']}",
+             "install with a C++ compiler on a CPU with AVX2")
     torch_version = record["versions"]["torch"]
     numbers = tuple(int(part) for part in torch_version.split("+")[0].split(".")[:2] if part.isdigit())
     if numbers < _LOWEST_TORCH:
@@ -170,6 +178,7 @@ def _print_report(record: dict[str, Any]) -> None:
         "caches": caches,
         "memory": f"{format_bytes(memory['available_bytes'])} free of "
                   f"{format_bytes(memory['total_bytes'])}{limit}",
+        "kernels": record["kernels"]["isa"] + (" (HEARTH_ISA)" if record["kernels"]["is_forced"] else ""),
         "disk": f"{format_bytes(store['disk_free_bytes'])} free of {format_bytes(store['disk_total_bytes'])}",
         "models": ", ".join(store["models"]) or "none in the store",
     }

@@ -36,12 +36,6 @@ class LoadSettings:
     context_length: int | None = None
     num_threads: int | None = None
 
-    def check(self) -> None:
-        """Check what can be checked before a model is here. Raises: UsageError."""
-        from openhearth.hardware import choose_dtype
-
-        choose_dtype(self.dtype)
-
 
 def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None]) -> StoredModel:
     """Return a model that is on disk, pulled first when it is not, with `hearth pull`'s progress.
@@ -80,11 +74,10 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
     """
     from openhearth import formats, spec
     from openhearth.cli.memory import plan_memory
-    from openhearth.hardware import choose_dtype
 
     model = spec.read_spec(formats.open_checkpoint(stored.path))
-    num_tokens = min(num_tokens, settings.context_length or num_tokens)
-    return plan_memory(model, choose_dtype(settings.dtype), num_tokens)
+    dtype = spec.choose_dtype(settings.dtype, model)
+    return plan_memory(model, dtype, min(num_tokens, settings.context_length or num_tokens))
 
 
 def print_prediction(stored: StoredModel, plan: MemoryPlan) -> None:

@@ -93,7 +93,13 @@ def chosen() -> Choice:
 
 
 def set_num_threads(count: int) -> None:
-    """Set how many threads the native kernels use; no result depends on it. 1 <= count <= 1024."""
+    """Set how many threads torch and the native kernels use, 1 to 1024.
+
+    No result of the native kernels depends on it.
+    """
+    import torch
+
+    torch.set_num_threads(count)
     module = native()
     if module is not None:
         module.set_num_threads(count)

@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.attention.reference import AttentionPlan, attend, plan_attention
-from openhearth.kernels.linear.reference import linear
+from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.rope.reference import Rotation, apply_rope, compute_rotation, inverse_frequencies
+from openhearth.models.linear import Linear, project
 from openhearth.spec import ModelSpec
 
 _GGUF_NAMES = {
@@ -30,16 +31,6 @@ _GGUF_NAMES = {
     "self_attn.o_proj": "attn_output",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` over packed rows through our kernel; weights are loaded, never drawn."""
-
-    def reset_parameters(self) -> None:
-        pass
-
-    def forward(self, x_TI: Tensor) -> Tensor:
-        return linear(x_TI, self.weight, self.bias)
 
 
 class RmsNorm(nn.Module):
@@ -122,6 +113,8 @@ class Llama(nn.Module):
         self.model = Body(spec)
         if not spec.is_tied:
             self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
+        self._packed_tied_head: PackedWeight | None = None
+        self._keeps_tied_head = True
         if spec.rope.type == "factors":
             self.register_buffer("rope_factors", torch.empty(spec.head_dim // 2))
         self._frequencies_F: Tensor | None = None
@@ -149,8 +142,15 @@ class Llama(nn.Module):
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Return float32 logits [R, V] of the rows a caller picked from `forward`."""
-        head = self.model.embed_tokens if self.spec.is_tied else self.lm_head
-        return linear(hidden_RD, head.weight).float()
+        if self.spec.is_tied:
+            return project(hidden_RD, self.model.embed_tokens.weight if self._keeps_tied_head else None, None,
+                           self._packed_tied_head, torch.float32)
+        return self.lm_head(hidden_RD, torch.float32)
+
+    def pack_tied_head(self, *, is_trainable: bool) -> None:
+        """Lay the embedding table out for the native kernels, where it is also the output matrix."""
+        self._packed_tied_head = PackedWeight(self.model.embed_tokens.weight)
+        self._keeps_tied_head = is_trainable
 
     def _frequencies(self) -> Tensor:
         """Kept outside the buffers: casting the model must not round them."""

@@ -20,6 +20,7 @@ from openhearth.errors import BadFile, Unsupported
 from openhearth.formats import map_tensor
 from openhearth.formats.records import Checkpoint, TensorEntry
 from openhearth.kernels.dequant.reference import bytes_tensor, dequantize_into
+from openhearth.models.linear import Linear, can_pack
 from openhearth.models.registry import Architecture, find_architecture
 from openhearth.spec import ModelSpec
 
@@ -39,8 +40,12 @@ class _Source:
 
 
 def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, dtype: torch.dtype,
-               device: torch.device | str = "cpu", on_progress: OnLoad | None = None) -> nn.Module:
+               device: torch.device | str = "cpu", is_trainable: bool = False,
+               on_progress: OnLoad | None = None) -> nn.Module:
     """Return the model with its weights in dtype on device, in eval mode.
+
+    is_trainable: keep every weight as a parameter; otherwise the native kernels' packed copy replaces
+    those of linear layers.
 
     Raises: Unsupported for an architecture or tensor type that we do not have; BadFile when a tensor
     is missing, unexpected or of another shape than the spec says (each by name, before any weight is
@@ -53,15 +58,38 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, dtype: torch.dtype,
     sources = _match(checkpoint, spec, architecture, wanted)
     total_bytes = sum(source.entry.num_bytes for source in sources.values())
     done_bytes = 0
-    state: dict[str, Tensor] = {}
-    for name, source in sources.items():
-        kept_dtype = torch.float32 if name == "rope_factors" else dtype
-        state[name] = _read(source, kept_dtype).to(device)
-        done_bytes += source.entry.num_bytes
-        if on_progress is not None:
-            on_progress(done_bytes, total_bytes)
-    model.load_state_dict(state, strict=True, assign=True)
+    is_packed = can_pack(dtype, torch.device(device))
+    scratch = torch.empty(0, dtype=dtype)
+    for module_name, members in _by_module(sources).items():
+        module, tensors = model.get_submodule(module_name), {}
+        is_passing = is_packed and not is_trainable and isinstance(module, Linear)
+        for member, source in members.items():
+            kept_dtype = torch.float32 if member == "rope_factors" else dtype
+            out = torch.empty(source.entry.shape, dtype=kept_dtype)
+            if is_passing and member == "weight":
+                # One buffer for all weights that are only passing through: freed one by one, blocks of
+                # different sizes would leave the heap in pieces that never go back to the system.
+                scratch = scratch if scratch.numel() >= out.numel() else torch.empty(out.numel(), dtype=dtype)
+                out = scratch[:out.numel()].view(out.shape)
+            tensors[member] = _read(source, out).to(device)
+            done_bytes += source.entry.num_bytes
+            if on_progress is not None:
+                on_progress(done_bytes, total_bytes)
+        module.load_state_dict(tensors, strict=False, assign=True)  # the names were matched above
+        if is_packed and isinstance(module, Linear):
+            module.pack(is_trainable=is_trainable)
+    if is_packed and spec.is_tied:
+        model.pack_tied_head(is_trainable=is_trainable)
     return model.eval()
+
+
+def _by_module(sources: Mapping[str, _Source]) -> dict[str, dict[str, _Source]]:
+    """Group parameters by the module that owns them, so that each can be packed as soon as it is read."""
+    groups: dict[str, dict[str, _Source]] = {}
+    for name, source in sources.items():
+        module_name, _, member = name.rpartition(".")
+        groups.setdefault(module_name, {})[member] = source
+    return groups
 
 
 def _match(checkpoint: Checkpoint, spec: ModelSpec, architecture: Architecture,
@@ -116,12 +144,11 @@ def _tied_problems(checkpoint: Checkpoint) -> list[str]:
     return ["`lm_head.weight` differs from `model.embed_tokens.weight`, but the configuration ties them"]
 
 
-def _read(source: _Source, dtype: torch.dtype) -> Tensor:
-    """Return one tensor in dtype, rotary rows in half-split order."""
+def _read(source: _Source, out: Tensor) -> Tensor:
+    """Fill out with one tensor and return it, rotary rows in half-split order."""
     entry, heads = source.entry, source.rotary_heads
-    out = torch.empty(entry.shape, dtype=dtype)
     dequantize_into(bytes_tensor(map_tensor(entry)), entry.type, out)
-    if heads is None:
-        return out
-    pairs = out.unflatten(0, (heads, entry.shape[0] // heads // 2, 2))
-    return pairs.transpose(1, 2).reshape(entry.shape)
+    if heads is not None:
+        pairs = out.unflatten(0, (heads, entry.shape[0] // heads // 2, 2))
+        out.copy_(pairs.transpose(1, 2).reshape(entry.shape))
+    return out

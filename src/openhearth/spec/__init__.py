@@ -3,7 +3,8 @@
 Does not: import torch, read weights, or know how a forward pass is written.
 """
 
+from openhearth.spec.dtypes import choose_dtype
 from openhearth.spec.reading import read_spec
 from openhearth.spec.records import ModelSpec, RopeSpec
 
-__all__ = ["ModelSpec", "RopeSpec", "read_spec"]
+__all__ = ["ModelSpec", "RopeSpec", "choose_dtype", "read_spec"]
