@@ -63,9 +63,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 
 def _run(args: list[str]) -> int:
-    from openhearth.cli.interrupt import end_on_interrupt
-
     try:
+        from openhearth.cli.interrupt import end_on_interrupt
+
         with end_on_interrupt():
             build_app((args[0],) if args and args[0] in VERBS else VERBS)(args, prog_name="hearth")
     except SystemExit as leaving:
