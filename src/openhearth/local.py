@@ -187,13 +187,18 @@ class LocalModel:
         list of those for a list of prompts. Raises: PromptTooLong, QueueFull, UsageError.
         """
         is_batch = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
-        streams = [self._open(self.encode_prompt(one), n, **sampling)
-                   for one in (prompt if is_batch else [prompt])]
+        streams: list[_Stream] = []
         answers = []
-        for stream in streams:
-            for _ in stream.pieces():
-                pass
-            answers.append(stream.answers if n > 1 else stream.answers[0])
+        try:
+            for one in prompt if is_batch else [prompt]:
+                streams.append(self._open(self.encode_prompt(one), n, **sampling))
+            for stream in streams:
+                for _ in stream.pieces():
+                    pass
+                answers.append(stream.answers if n > 1 else stream.answers[0])
+        finally:
+            for stream in streams[len(answers):]:
+                self._close(stream.request_id)
         return answers if is_batch else answers[0]
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[Piece]:
@@ -233,10 +238,12 @@ class LocalModel:
         except TypeError as error:
             raise UsageError(f"unknown sampling setting: {error}",
                              hint="see openhearth.engine.Sampling") from error
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        rows = [_Row(self.tokenizer, stops) for _ in range(n)]
         with self._lock:
             request_id = self.engine.submit(request)
             self._inboxes[request_id] = deque()
-        return _Stream(self, request_id, request, (stop,) if isinstance(stop, str) else tuple(stop))
+        return _Stream(self, request_id, request, rows)
 
     def _next_event(self, request_id: int) -> TokenEvent | None:
         """Return a request's next event; None when a step brought it none. Raises: the event's error."""
@@ -255,9 +262,11 @@ class LocalModel:
         with self._lock:
             self.engine.finish(request_id, index, reason="stop")
 
-    def _close(self, request_id: int) -> RequestTimings:
+    def _close(self, request_id: int) -> RequestTimings | None:
+        """End a request and return its timings; None when it was closed before."""
         with self._lock:
-            self._inboxes.pop(request_id, None)
+            if self._inboxes.pop(request_id, None) is None:
+                return None
             timings = self.engine.timings(request_id)
             self.engine.cancel(request_id)
         return timings
@@ -293,11 +302,11 @@ class _Row:
 class _Stream:
     """The open request behind `generate` and `stream`."""
 
-    def __init__(self, model: LocalModel, request_id: int, request: Request, stops: tuple[str, ...]) -> None:
+    def __init__(self, model: LocalModel, request_id: int, request: Request, rows: list[_Row]) -> None:
         self.model = model
         self.request_id = request_id
         self.request = request
-        self.rows = [_Row(model.tokenizer, stops) for _ in range(request.n)]
+        self.rows = rows
         self.answers: list[Answer] = []
 
     def pieces(self) -> Iterator[Piece]:
@@ -335,7 +344,8 @@ class _Stream:
                             timings.prefill_s, timings.decode_tokens, timings.decode_s))
 
 
-def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint, config: Config) -> dict[str, float]:
+def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint,
+                     config: Config) -> dict[str, float]:
     """Sampling the model's makers recommend.
 
     Taken from the catalogue, else `generation_config.json`, else GGUF `general.sampling.*`; else
@@ -352,6 +362,7 @@ def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint, co
     if not recommended:
         names = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
                  "penalty_repeat": "repetition_penalty"}
-        recommended = {ours: checkpoint.metadata[f"general.sampling.{theirs}"] for theirs, ours in names.items()
-                       if f"general.sampling.{theirs}" in checkpoint.metadata}
+        metadata = checkpoint.metadata
+        recommended = {ours: metadata[f"general.sampling.{theirs}"] for theirs, ours in names.items()
+                       if f"general.sampling.{theirs}" in metadata}
     return dict(recommended) or dict(FALLBACK_SAMPLING)

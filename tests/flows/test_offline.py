@@ -45,6 +45,7 @@ def test_a_model_that_is_not_on_disk_is_refused_offline_without_a_socket(verb, r
 
 
 def test_the_guard_sees_a_socket(tmp_path, log):
-    done = hearth("pull", "https://127.0.0.1:9/none.gguf", home=tmp_path / "home", socket_log=log, check=False)
+    done = hearth("pull", "https://127.0.0.1:9/none.gguf", home=tmp_path / "home", socket_log=log,
+                  check=False)
     assert done.returncode != 0
     assert "family" in opened(log)

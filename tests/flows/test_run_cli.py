@@ -149,7 +149,8 @@ def test_verbose_predicts_memory_before_and_measures_it_after(run):
     (("hi", "--stop", ""), 2, "stop text is empty"),
     (("hi", "--top-logprobs", "-1"), 2, "top-logprobs"),
     (("hi", "--top-logprobs", "513"), 2, "num_logprobs"),
-    (("hi", "--dtype", "int3"), 2, "dtype `int3`"),
+    (("hi", "--dtype", "int3"), 2, "'int3' is not one of 'auto', 'float32', 'bfloat16'"),
+    (("hi", "--dtype", "float16", "--json"), 2, "'float16' is not one of"),
     (("hi", "--context", "513"), 2, "513"),
     (("hi", "--threads", "0"), 2, "threads"),
     (("hi", "--raw", "--system", "x"), 2, "exclude"),
@@ -166,6 +167,16 @@ def test_bad_input_is_refused_with_its_exit_code(run, args, code, message):
 def test_one_argument_with_spaces_asks_the_default_model(run):
     done = run("What is the capital of France?", model=None)
     assert done.code == 6 and "`smollm2`" in done.err and "HEARTH_OFFLINE" in done.err
+
+
+def test_a_bad_dtype_is_refused_before_a_model_is_fetched(run):
+    done = run("What is the capital of France?", "--dtype", "int3", model=None)
+    assert done.code == 2 and "'int3' is not one of" in done.err
+
+
+def test_an_empty_model_name_is_not_the_default_model(run):
+    done = run("", "hi", model=None)
+    assert done.code == 2 and "not a model reference" in done.err
 
 
 def test_an_unknown_model_is_named(run):

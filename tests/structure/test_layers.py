@@ -78,7 +78,7 @@ def test_no_import_cycles_between_modules():
     done, active = set(), []
 
     def visit(node):
-        assert node not in active, f"cycle: {active[active.index(node):] + [node]}"
+        assert node not in active, f"cycle: {[*active[active.index(node):], node]}"
         if node in done:
             return
         active.append(node)

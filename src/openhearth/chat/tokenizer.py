@@ -186,10 +186,6 @@ class Tokenizer:
             [i for i in token_ids if self._token(i) is not None], skip_special_tokens=skip_special
         )
 
-    def token_text(self, token_id: int) -> str | None:
-        """Return a token's spelling in the vocabulary, None for an id outside it."""
-        return self._token(token_id)
-
     def token_id(self, token: str) -> int | None:
         """Return the id of a spelling in the vocabulary."""
         return self._control.token_to_id(token)

@@ -1,25 +1,38 @@
-"""The `hearth` command: one file per verb, loaded when that verb runs."""
+"""The `hearth` command: one file per verb, loaded when that verb runs.
+
+Importing this module imports almost nothing, so that Ctrl-C finds `main` already at work.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
-import typer
-
-from openhearth.cli.output import fail
 from openhearth.errors import HearthError
+
+if TYPE_CHECKING:
+    import typer
 
 VERBS = ("run", "pull", "list", "show", "rm", "bench", "doctor")
 
 
 def build_app(verbs: tuple[str, ...] = VERBS) -> typer.Typer:
     """Return the command line with these verbs; their modules are imported here."""
+    import typer
+
+    def global_options(
+        version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version,
+                                     help="Print the version and leave."),
+    ) -> None:
+        pass
+
     app = typer.Typer(name="hearth", add_completion=False, no_args_is_help=True, rich_markup_mode=None,
-                      pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+                      pretty_exceptions_enable=False,
+                      context_settings={"help_option_names": ["-h", "--help"]},
                       help="Get, run, check and release open-weight models on hardware you own.")
-    app.callback()(_global_options)
+    app.callback()(global_options)
     for verb in verbs:
         module = importlib.import_module(f"openhearth.cli.{verb}")
         app.command(verb)(module.command)
@@ -30,38 +43,61 @@ def _print_version(value: bool) -> None:
     if value:
         from importlib.metadata import version
 
+        import typer
+
         typer.echo(f"hearth {version('openhearth')}")
         raise typer.Exit
 
 
-def _global_options(
-    version: bool = typer.Option(False, "--version", is_eager=True, callback=_print_version,
-                                 help="Print the version and leave."),
-) -> None:
-    pass
-
-
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and leave the process with the verb's exit code.
 
-    An error of ours prints without a traceback; Ctrl-C gives 130; a closed pipe ends quietly. What
-    nobody foresaw is a mistake of ours: it prints in one line, and in full with HEARTH_DEBUG=1.
+    args: those of the process when left out. An error of ours prints without a traceback; Ctrl-C
+    gives 130; a closed pipe ends quietly. What nobody foresaw is a mistake of ours: it prints in one
+    line, and in full with HEARTH_DEBUG=1.
     """
-    args = sys.argv[1:] if args is None else args
-    verbs = (args[0],) if args and args[0] in VERBS else VERBS
+    code = _run(sys.argv[1:] if args is None else args)
+    if args is None:
+        _let_interrupts_kill()
+    sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
     try:
-        build_app(verbs)(args)
+        from openhearth.cli.interrupt import end_on_interrupt
+
+        with end_on_interrupt():
+            build_app((args[0],) if args and args[0] in VERBS else VERBS)(args, prog_name="hearth")
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except HearthError as error:
-        fail(error)
+        return _print_error(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        return 130
     except BrokenPipeError:
         sys.stderr.close()
-        sys.exit(141)
+        return 141
     except Exception as error:
         if os.environ.get("HEARTH_DEBUG"):
             raise
-        fail(HearthError(f"this is a mistake in hearth: {type(error).__name__}: {error}",
-                         why="nothing that was stored is lost by it",
-                         hint=f"HEARTH_DEBUG=1 hearth {' '.join(args[:1])} ... shows where it happened"))
+        return _print_error(HearthError(
+            f"this is a mistake in hearth: {type(error).__name__}: {error}",
+            why="nothing that was stored is lost by it",
+            hint=f"HEARTH_DEBUG=1 hearth {' '.join(args[:1])} ... shows where it happened"))
+    return 0
+
+
+def _print_error(error: HearthError) -> int:
+    from openhearth.cli.output import print_error
+
+    print_error(error)
+    return error.exit_code
+
+
+def _let_interrupts_kill() -> None:
+    """From here on Ctrl-C ends the process at once: nothing is left that could be lost."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -22,8 +22,9 @@ def command(
     model: str = typer.Argument(None, metavar="[MODEL]", show_default=False,
                                 help="As for `hearth run`; the default model when left out."),
     quick: bool = typer.Option(False, "--quick", help="Fewer tokens and rounds; numbers vary more."),
-    dtype: str = typer.Option("auto", "--dtype", help="auto, float32 or bfloat16."),
-    threads: int = typer.Option(None, "--threads", help="CPU threads. Default: every usable core."),
+    dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
+                                                             help="As for `hearth run`."),
+    threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
 ) -> None:
     """Measure decode, prefill and batched speed, and the memory and matrix rates behind them."""
@@ -31,8 +32,9 @@ def command(
     from openhearth.config import Config
 
     config = Config.from_env()
+    settings = LoadSettings(dtype=dtype, num_threads=threads)
     stored = fetch_model(model, config, before_fetch=lambda: None)
-    loaded = load_stored(stored, model, config, LoadSettings(dtype=dtype, num_threads=threads))
+    loaded = load_stored(stored, model, config, settings)
     record = run_bench(loaded, is_quick=quick)
     if json:
         print_json(record)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from openhearth.cli.answer import closing_line, collect, write_text
 from openhearth.cli.chat_commands import COMMANDS, ChatState, run_command, unquote_block
 from openhearth.cli.chat_session import ChatSession
 from openhearth.cli.interrupt import catch_interrupt
-from openhearth.cli.output import print_note, use_colour
+from openhearth.cli.output import print_error, print_note
 from openhearth.cli.sampling import SETTINGS
 from openhearth.errors import HearthError, PromptTooLong
 
@@ -71,8 +70,7 @@ def _handle(model: LocalModel, state: ChatState, line: str, *, is_quiet: bool) -
         if state.ask is not None:
             _ask_again(model, state, is_quiet=is_quiet)
     except HearthError as error:
-        label = "\033[1;31merror:\033[0m" if use_colour(sys.stderr) else "error:"
-        print_note(f"{label} {error}")
+        print_error(error)
 
 
 def _ask(model: LocalModel, state: ChatState, text: str, *, is_quiet: bool) -> bool:

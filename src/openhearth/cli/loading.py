@@ -13,11 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
-from openhearth.cli.memory import MemoryPlan, describe_plan, plan_memory
 from openhearth.cli.output import print_note
 from openhearth.config import Config
 
 if TYPE_CHECKING:
+    from openhearth.cli.memory import MemoryPlan
     from openhearth.hub import StoredModel
     from openhearth.local import LocalModel
 
@@ -27,7 +27,10 @@ _TICK_S = 0.2
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """How a model is to be loaded; `local.load` documents and checks the values."""
+    """How a model is to be loaded; `local.load` says what the values mean.
+
+    Example: ``LoadSettings(dtype="float32", num_threads=2)``.
+    """
 
     dtype: str = "auto"
     context_length: int | None = None
@@ -43,7 +46,7 @@ def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None
     from openhearth import hub
     from openhearth.cli.progress import show_progress
 
-    text = ref or hub.DEFAULT_MODEL
+    text = hub.DEFAULT_MODEL if ref is None else ref
     stored = hub.find(text, config)
     if stored is not None:
         return stored
@@ -70,6 +73,7 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
     Reads headers only. Raises: BadFile, Unsupported, UsageError.
     """
     from openhearth import formats, spec
+    from openhearth.cli.memory import plan_memory
 
     model = spec.read_spec(formats.open_checkpoint(stored.path))
     dtype = spec.choose_dtype(settings.dtype, model)
@@ -79,6 +83,7 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
 def print_prediction(stored: StoredModel, plan: MemoryPlan) -> None:
     """Say on stderr what a run will hold, before it is loaded."""
     from openhearth import hardware
+    from openhearth.cli.memory import describe_plan
 
     print_note(f"{stored.name} {describe_plan(plan, hardware.read_memory().available_bytes)}")
 

@@ -9,16 +9,15 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from openhearth.errors import HearthError
 
 
-def fail(error: HearthError) -> NoReturn:
-    """Print an error on stderr and leave with its exit code."""
+def print_error(error: HearthError) -> None:
+    """Print an error on stderr."""
     label = "\033[1;31merror:\033[0m" if use_colour(sys.stderr) else "error:"
-    print(f"{label} {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    print_note(f"{label} {error}")
 
 
 def use_colour(stream: Any) -> bool:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from openhearth.cli.interrupt import raise_on_interrupt
 from openhearth.cli.output import print_note
 from openhearth.hub.records import OnProgress, Progress
 from openhearth.units import format_bytes, format_seconds
@@ -23,11 +24,18 @@ _WORTH_A_LINE_BYTES = 64 << 20
 
 
 @contextlib.contextmanager
-def show_progress(*, is_quiet: bool = False) -> Iterator[OnProgress]:
-    """Yield what `hub.pull` and `hub.find` take as on_progress; the display ends with the block."""
-    if is_quiet:
-        yield lambda progress: None
-    elif sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+def show_progress() -> Iterator[OnProgress]:
+    """Yield what `hub.pull` and `hub.find` take as on_progress; the display ends with the block.
+
+    Ctrl-C raises inside the block, so that a transfer puts down what arrived.
+    """
+    with raise_on_interrupt(), _display() as on_progress:
+        yield on_progress
+
+
+@contextlib.contextmanager
+def _display() -> Iterator[OnProgress]:
+    if sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         display = _Live()
         try:
             yield display.update

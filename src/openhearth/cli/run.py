@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
@@ -41,9 +40,11 @@ def command(
     logprobs: bool = typer.Option(False, "--logprobs", help="Print each token's log-probability."),
     top_logprobs: int = typer.Option(0, "--top-logprobs", metavar="K", help="And those of K alternatives."),
     raw: bool = typer.Option(False, "--raw", help="The prompt as it is, without the chat template."),
-    dtype: str = typer.Option("auto", "--dtype", help="auto, float32 or bfloat16."),
+    dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
+                                                             help="Numbers to compute in; auto goes by the "
+                                                                  "weights and the CPU."),
     context: int = typer.Option(None, "--context", help="Context length in tokens. Default: the model's."),
-    threads: int = typer.Option(None, "--threads", help="CPU threads. Default: every usable core."),
+    threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Nothing but the answer."),
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say what will be needed and what was used."),
@@ -106,15 +107,19 @@ class _Run:
             raise UsageError("there is no prompt", why="a chat needs stdout to be a terminal too",
                              hint='hearth run smollm2 "What is the capital of France?" > answer.txt')
         from openhearth.cli.chat_terminal import run_chat
+        from openhearth.cli.interrupt import raise_on_interrupt
         from openhearth.config import Config
 
         model = self.load(_CHAT_TOKENS, is_printing=True)
-        run_chat(model, home=Config.from_env().home, system=system, settings=self.sampling,
-                 is_quiet=self.is_quiet)
+        with raise_on_interrupt():
+            run_chat(model, home=Config.from_env().home, system=system, settings=self.sampling,
+                     is_quiet=self.is_quiet)
 
     def answer(self, prompt: str, system: str | None, *, is_raw: bool, is_json: bool,
                has_logprobs: bool) -> None:
         """Answer and leave: 130 after Ctrl-C, with what was generated on stdout."""
+        import secrets
+
         from openhearth.cli.answer import answer_record, closing_line, collect, print_logprobs, write_text
         from openhearth.cli.interrupt import catch_interrupt
         from openhearth.cli.output import print_json, print_note

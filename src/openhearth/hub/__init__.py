@@ -1,6 +1,6 @@
 """Models on disk and where they come from: references, store, catalogue, sources, transfer."""
 
-from openhearth.hub.catalogue import DEFAULT_MODEL, CatalogueEntry, load_catalogue, recommended_sampling, recommended_sampling
+from openhearth.hub.catalogue import DEFAULT_MODEL, CatalogueEntry, load_catalogue, recommended_sampling
 from openhearth.hub.leftovers import Leftover, leftovers
 from openhearth.hub.pull import bytes_on_disk, find, list_sources, pull
 from openhearth.hub.records import Listing, OnProgress, Progress, Ref, RemoteFile, StoredModel
@@ -26,6 +26,5 @@ __all__ = [
     "load_catalogue",
     "parse_ref",
     "pull",
-    "recommended_sampling",
     "recommended_sampling",
 ]

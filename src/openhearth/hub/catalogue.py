@@ -19,7 +19,6 @@ from openhearth.config import Config
 from openhearth.errors import BadFile, UsageError
 from openhearth.hub.manifest import DIGEST
 from openhearth.hub.records import StoredModel
-from openhearth.hub.records import StoredModel
 from openhearth.hub.refs import check_relative_path, parse_ref
 
 DEFAULT_MODEL = "smollm2"
@@ -59,18 +58,6 @@ def load_catalogue(config: Config) -> dict[str, CatalogueEntry]:
     if own.is_file():
         entries.update(_read(own))
     return entries
-
-
-def recommended_sampling(stored: StoredModel, config: Config | None = None) -> dict[str, float]:
-    """Return what the makers of these weights recommend, whatever name they were stored under.
-
-    Without config only the package's own catalogue is asked. Empty when it does not know the weights.
-    """
-    entries = load_catalogue(config) if config else _read(_PACKAGED)
-    for entry in entries.values():
-        if entry.sha256 == stored.weights_sha256:
-            return dict(entry.sampling)
-    return {}
 
 
 def recommended_sampling(stored: StoredModel, config: Config) -> dict[str, float]:

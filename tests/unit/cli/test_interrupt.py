@@ -31,6 +31,16 @@ def test_the_handler_of_before_is_back_afterwards():
         signal.sigtimedwait([], 0.1)
 
 
+def test_ctrl_c_stays_ignored_where_it_was_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with catch_interrupt() as interrupt:
+            press()
+            assert not interrupt.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_other_threads_get_a_flag_that_stays_unset():
     seen = []
 

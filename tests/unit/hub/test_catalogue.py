@@ -62,7 +62,7 @@ def test_a_malformed_own_catalogue_is_refused_by_name(config, text, reason):
 def test_sampling_is_recommended_for_the_weights_not_for_the_name(config, tmp_path):
     digest = load_catalogue(config)[DEFAULT_MODEL].sha256
     known = StoredModel("./copy.gguf", tmp_path, "", {}, digest, 1)
-    assert recommended_sampling(known) == {"temperature": 0.2, "top_p": 0.9}
-    assert recommended_sampling(StoredModel(DEFAULT_MODEL, tmp_path, "", {}, "0" * 64, 1)) == {}
+    assert recommended_sampling(known, config) == {"temperature": 0.2, "top_p": 0.9}
+    assert recommended_sampling(StoredModel(DEFAULT_MODEL, tmp_path, "", {}, "0" * 64, 1), config) == {}
     write_own(config, OWN.format(name="mine", digest="0" * 64) + "sampling = {top_k = 5}\n")
     assert recommended_sampling(StoredModel("x", tmp_path, "", {}, "0" * 64, 1), config) == {"top_k": 5}
