@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 .PHONY: run test lint clean
 
 run: $(VENV)/.installed
-	@$(BIN)/hearth run smollm2 "What is the capital of France?"
+	@$(BIN)/hearth run smollm2 "What is the capital of France?" --temperature 0 < /dev/null
 
 test: $(VENV)/.installed-test
 	@$(BIN)/hearth pull smollm2
