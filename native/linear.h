@@ -6,8 +6,10 @@
 // holds input k of each column. N is padded with zero columns.
 //
 // Order of arithmetic: an output is one chain over k ascending, in steps of the instruction set (AMX 32
-// inputs, AVX-512 BF16 2, AVX2 and float32 1), then the bias, then the rounding to the output's type. It
-// depends on the instruction set, never on T, the position of the row, the chunks or the threads.
+// inputs, AVX-512 BF16 2, AVX2 and float32 1), then the bias, then the rounding to the output's type.
+// float32 weights: a chain for every 64 inputs, added up in order, which keeps the rounding error of long
+// rows down. It depends on the instruction set, never on T, the position of the row, the chunks or the
+// threads.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +22,7 @@ namespace hearth {
 constexpr std::int64_t kPanel = 32;      // output columns of a panel
 constexpr std::int64_t kLineBytes = 128; // of a panel, for one input (float32) or two (bf16)
 constexpr std::int64_t kTileInputs = 32; // inputs that one AMX step consumes
+constexpr std::int64_t kChain = 64;      // inputs of one chain (float32)
 
 enum class Number : int { f32 = 0, bf16 = 1 };
 

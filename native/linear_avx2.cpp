@@ -38,17 +38,30 @@ struct Sums {
             sum[r][vector] = _mm256_fmadd_ps(_mm256_set1_ps(x_at(x[r], k)), weight, sum[r][vector]);
         }
     }
+
+    void close_chain(Sums& chain) {
+        for (int r = 0; r < rows; ++r) {
+            for (int v = 0; v < kVectors; ++v) {
+                sum[r][v] = _mm256_add_ps(sum[r][v], chain.sum[r][v]);
+                chain.sum[r][v] = _mm256_setzero_ps();
+            }
+        }
+    }
 };
 
 template <int rows>
 inline void accumulate(Sums<rows, float>& sums, const float* const* x, const char* panel, std::int64_t num_inputs) {
+    Sums<rows, float> total = sums;  // zero: the chains that are finished
     for (std::int64_t k = 0; k < num_inputs; ++k, panel += kLineBytes) {
         _mm_prefetch(panel + kAhead, _MM_HINT_T0);
         _mm_prefetch(panel + kAhead + 64, _MM_HINT_T0);
         for (int v = 0; v < kVectors; ++v) {
             sums.add(x, k, v, _mm256_loadu_ps(reinterpret_cast<const float*>(panel) + 8 * v));
         }
+        if ((k + 1) % kChain == 0) total.close_chain(sums);
     }
+    total.close_chain(sums);
+    sums = total;
 }
 
 template <int rows>

@@ -38,6 +38,16 @@ inline void step(__m512 (&sum)[rows][2 * panels], const int* x32, const char* co
     }
 }
 
+template <int rows, int vectors>
+inline void close_chain(__m512 (&total)[rows][vectors], __m512 (&sum)[rows][vectors]) {
+    for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < vectors; ++v) {
+            total[r][v] = _mm512_add_ps(total[r][v], sum[r][v]);
+            sum[r][v] = _mm512_setzero_ps();
+        }
+    }
+}
+
 template <int rows, int panels, typename X>
 void compute(const LinearCall& call, std::int64_t row, std::int64_t panel) {
     constexpr std::int64_t group = sizeof(int) / sizeof(X);  // inputs in 4 bytes
@@ -50,11 +60,17 @@ void compute(const LinearCall& call, std::int64_t row, std::int64_t panel) {
     for (int r = 0; r < rows; ++r) {
         for (int v = 0; v < 2 * panels; ++v) sum[r][v] = _mm512_setzero_ps();
     }
+    __m512 total[rows][2 * panels] = {};  // float32: the chains that are finished
     int x32[rows];
     const std::int64_t num_whole = call.num_inputs / group;
     for (std::int64_t line = 0; line < num_whole; ++line) {
         for (int r = 0; r < rows; ++r) __builtin_memcpy(&x32[r], x[r] + line * group, sizeof(int));
         step<rows, panels, X>(sum, x32, weight, line);
+        if (group == 1 && (line + 1) % kChain == 0) close_chain(total, sum);
+    }
+    if (group == 1) {
+        close_chain(total, sum);
+        __builtin_memcpy(sum, total, sizeof sum);
     }
     if (num_whole * group < call.num_inputs) {  // an odd number of bf16 inputs: the pair's other half is 0
         for (int r = 0; r < rows; ++r) {

@@ -45,7 +45,6 @@ def prompts(smollm2_path):
 
 def test_it_has_the_published_number_of_parameters(ours):
     assert ours.spec.num_parameters == 134_515_008
-    assert ours.spec.num_parameters == 134_515_008
 
 
 def test_logits_equal_those_of_transformers(ours, theirs, prompts):
