@@ -27,11 +27,11 @@ def list_guarantees() -> list[Guarantee]:
     """Return G1 to G9 as this version keeps them."""
     return [
         Guarantee("G1", "one forward", "tolerance",
-                  "training, prefill and decode run the same code; linear layers agree bitwise with the native "
-                  "kernels, attention and norms (plain torch) within a tolerance"),
+                  "training, prefill and decode run the same code; linear layers agree bitwise with the "
+                  "native kernels, attention and norms (plain torch) within a tolerance"),
         Guarantee("G2", "your answer does not depend on your neighbours", "tolerance",
-                  "random streams are each request's own; attention and norms run in plain torch, so logprobs "
-                  "agree within a tolerance, not bitwise, and a near tie may fall the other way"),
+                  "random streams are each request's own; attention and norms run in plain torch, so "
+                  "logprobs agree within a tolerance, not bitwise, and a near tie may fall the other way"),
         Guarantee("G3", "on-policy by construction", "absent", "not in this version (it belongs to `tune`)"),
         Guarantee("G4", "a killed run resumes bit for bit", "absent",
                   "not in this version (it belongs to `tune`); interrupted pulls do resume"),

@@ -279,10 +279,10 @@ def error_of(answer: Answer, what: str) -> HearthError:
                              hint="leave `:file` out, or add --dry-run to see the files")
     if code == "RepoNotFound":
         return ModelNotFound(f"{what}: no such repository, or it is private", why=why,
-                             hint="check the name; for a private one set HF_TOKEN")
+                             hint="check the name; a private one needs an HF_TOKEN that may read it")
     if answer.status in {401, 403, 407}:
         return AccessDenied(f"{what}: access denied", why=why,
-                            hint="set HF_TOKEN (hub) or the credentials of the index, and check their rights")
+                            hint="HF_TOKEN=hf_... (hub) or credentials of the index that may read it")
     if answer.status in {404, 410}:
         return ModelNotFound(f"{what} is not there", why=why)
     return NetworkError(f"{what}: the server answered {answer.status}", why=why)
