@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from openhearth.local import LocalModel
 
 _ROUNDS = 3
-_QUICK_ROUNDS = 2
+_QUICK_ROUNDS = 1
 
 
 def command(
