@@ -1,4 +1,4 @@
-"""What the native kernels ask of a matrix before they are given its address."""
+"""What the native kernels ask of tensors before they are given their addresses."""
 
 # T rows, N numbers of a row
 
@@ -21,3 +21,11 @@ def as_rows(x_TN: Tensor, dtype: torch.dtype, num_rows: int, width: int) -> Tens
     if x_TN.shape != (num_rows, width):
         raise UsageError(f"rows of shape {list(x_TN.shape)}", why=f"expected {[num_rows, width]}")
     return x_TN if x_TN.stride(1) == 1 else x_TN.contiguous()
+
+
+def as_vector(x_N: Tensor, size: int) -> Tensor:
+    """Return x with its numbers side by side. Raises: UsageError unless it has size of them."""
+    if x_N.shape != (size,) or x_N.device.type != "cpu":
+        raise UsageError(f"weight of shape {list(x_N.shape)} on {x_N.device}",
+                         why=f"expected {[size]} on the CPU")
+    return x_N.contiguous()

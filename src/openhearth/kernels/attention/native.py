@@ -78,11 +78,14 @@ def attend(plan: NativePlan, layer: int, q_TD: Tensor, k_TC: Tensor, v_TC: Tenso
 
 def _attend(plan: NativePlan, layer: int, rotation: Rotation, isa: str | None, q_TD: Tensor, k_TC: Tensor,
             v_TC: Tensor) -> Tensor:
-    dtype, (num_rows, width), kv_width = q_TD.dtype, q_TD.shape, k_TC.shape[1]
-    cos_TE, sin_TE = rotation.cos_T1E.squeeze(1), rotation.sin_T1E.squeeze(1)
-    head_dim = cos_TE.shape[1]
-    assert num_rows == plan.attn.query_starts[-1] == cos_TE.shape[0] and width % kv_width == 0
-    assert cos_TE.is_contiguous() and sin_TE.is_contiguous() and head_dim % 2 == kv_width % head_dim == 0
+    dtype, width, kv_width = q_TD.dtype, q_TD.shape[1], k_TC.shape[1]
+    cos_T1E, sin_T1E = rotation
+    head_dim = cos_T1E.shape[2]
+    assert cos_T1E.shape == sin_T1E.shape == (plan.attn.query_starts[-1], 1, head_dim)
+    assert cos_T1E.dtype == sin_T1E.dtype == torch.float32
+    assert cos_T1E.is_contiguous() and sin_T1E.is_contiguous()
+    assert head_dim % 2 == kv_width % head_dim == width % kv_width == 0
+    num_rows = cos_T1E.shape[0]
     q_TD, k_TC = as_rows(q_TD, dtype, num_rows, width), as_rows(k_TC, dtype, num_rows, kv_width)
     v_TC = as_rows(v_TC, dtype, num_rows, kv_width)
     turned_TD, out_TD = torch.empty(num_rows, width, dtype=dtype), torch.empty(num_rows, width, dtype=dtype)
@@ -99,7 +102,7 @@ def _attend(plan: NativePlan, layer: int, rotation: Rotation, isa: str | None, q
     slots, page_table, pages_per_sequence, page_size = pages
     select.native().attend(
         select.isa_number(isa), q_TD.data_ptr(), k_TC.data_ptr(), v_TC.data_ptr(), q_TD.stride(0),
-        k_TC.stride(0), v_TC.stride(0), cos_TE.data_ptr(), sin_TE.data_ptr(), slots, turned_TD.data_ptr(),
+        k_TC.stride(0), v_TC.stride(0), cos_T1E.data_ptr(), sin_T1E.data_ptr(), slots, turned_TD.data_ptr(),
         keys.data_ptr(), values.data_ptr(), out_TD.data_ptr(), page_table, pages_per_sequence, page_size,
         plan.query_starts.data_ptr(), plan.context_lens_S.data_ptr(), len(plan.attn.context_lens), num_rows,
         width // head_dim, kv_width // head_dim, head_dim, head_dim ** -0.5, dtype == torch.bfloat16)

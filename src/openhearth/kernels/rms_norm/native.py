@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openhearth.kernels import recompute, select
 from openhearth.kernels.rms_norm import reference
-from openhearth.kernels.rows import as_rows
+from openhearth.kernels.rows import as_rows, as_vector
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, *, isa: str | None = None) -> Tensor:
@@ -36,10 +36,10 @@ def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, *
 def _norm(x_TD: Tensor, weight_D: Tensor, eps: float, isa: str | None) -> Tensor:
     num_rows, width = x_TD.shape
     x_TD = as_rows(x_TD, weight_D.dtype, num_rows, width)
-    weight_1D = as_rows(weight_D[None], x_TD.dtype, 1, width)
+    weight_D = as_vector(weight_D, width)
     out_TD = torch.empty(num_rows, width, dtype=x_TD.dtype)
     select.native().rms_norm(select.isa_number(isa), x_TD.data_ptr(), x_TD.stride(0), 0, 0,
-                             weight_1D.data_ptr(), 0, out_TD.data_ptr(), num_rows, width, eps,
+                             weight_D.data_ptr(), 0, out_TD.data_ptr(), num_rows, width, eps,
                              x_TD.dtype == torch.bfloat16)
     return out_TD
 
@@ -49,10 +49,10 @@ def _add_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float,
     num_rows, width = x_TD.shape
     x_TD = as_rows(x_TD, weight_D.dtype, num_rows, width)
     delta_TD = as_rows(delta_TD, x_TD.dtype, num_rows, width)
-    weight_1D = as_rows(weight_D[None], x_TD.dtype, 1, width)
+    weight_D = as_vector(weight_D, width)
     sum_TD = torch.empty(num_rows, width, dtype=x_TD.dtype)
     out_TD = torch.empty(num_rows, width, dtype=x_TD.dtype)
     select.native().rms_norm(select.isa_number(isa), x_TD.data_ptr(), x_TD.stride(0), delta_TD.data_ptr(),
-                             delta_TD.stride(0), weight_1D.data_ptr(), sum_TD.data_ptr(), out_TD.data_ptr(),
+                             delta_TD.stride(0), weight_D.data_ptr(), sum_TD.data_ptr(), out_TD.data_ptr(),
                              num_rows, width, eps, x_TD.dtype == torch.bfloat16)
     return sum_TD, out_TD
