@@ -3,9 +3,11 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include "attention.h"
 #include "isa.h"
 #include "linear.h"
 #include "pool.h"
+#include "rows.h"
 
 namespace nb = nanobind;
 using namespace hearth;
@@ -19,11 +21,23 @@ Isa isa_of(int number) {
     return static_cast<Isa>(number);
 }
 
+Isa usable(int number) {
+    const Isa isa = isa_of(number);
+    if (!missing(isa).empty()) throw nb::value_error(missing(isa).c_str());
+    return isa;
+}
+
+Number number_of(bool is_bf16) { return is_bf16 ? Number::bf16 : Number::f32; }
+
+template <typename T = const void>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
 void call_linear(int isa, Address x, std::int64_t x_stride, Address weight, Address bias, Address out,
                  std::int64_t out_stride, std::int64_t num_rows, std::int64_t num_outputs, std::int64_t num_inputs,
                  bool is_bf16, bool is_out_bf16) {
-    const Isa chosen = isa_of(isa);
-    if (!missing(chosen).empty()) throw nb::value_error(missing(chosen).c_str());
+    const Isa chosen = usable(isa);
     const LinearCall call{reinterpret_cast<const void*>(x),
                           x_stride,
                           reinterpret_cast<const void*>(weight),
@@ -52,6 +66,45 @@ void call_unpack(Address packed, std::int64_t num_outputs, std::int64_t num_inpu
                   is_bf16 ? Number::bf16 : Number::f32, reinterpret_cast<void*>(weight));
 }
 
+void call_rms_norm(int isa, Address x, std::int64_t x_stride, Address delta, std::int64_t delta_stride, Address weight,
+                   Address sum, Address out, std::int64_t num_rows, std::int64_t size, float eps, bool is_bf16) {
+    const Isa chosen = usable(isa);
+    const RmsNormCall call{at(x), at(delta), at(weight), at<void>(sum), at<void>(out), x_stride, delta_stride,
+                           num_rows, size, eps, number_of(is_bf16)};
+    nb::gil_scoped_release without_lock;
+    rms_norm(chosen, call);
+}
+
+void call_swiglu(int isa, Address gate, std::int64_t gate_stride, Address up, std::int64_t up_stride, Address out,
+                 std::int64_t num_rows, std::int64_t size, bool is_bf16) {
+    const Isa chosen = usable(isa);
+    const SwigluCall call{at(gate), at(up), at<void>(out), gate_stride, up_stride, num_rows, size,
+                          number_of(is_bf16)};
+    nb::gil_scoped_release without_lock;
+    swiglu(chosen, call);
+}
+
+// Turns q and k, puts keys and values where they belong, and attends.
+void call_attend(int isa, Address q, Address k, Address v, std::int64_t q_stride, std::int64_t k_stride,
+                 std::int64_t v_stride, Address cos, Address sin, Address slots, Address turned_q, Address keys,
+                 Address values, Address out, Address page_table, std::int64_t pages_per_sequence,
+                 std::int64_t page_size, Address query_starts, Address context_lens, std::int64_t num_sequences,
+                 std::int64_t num_rows, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
+                 float scale, bool is_bf16) {
+    const Isa chosen = usable(isa);
+    const Number number = number_of(is_bf16);
+    const RopeCall turning{at(q), at(k), at(v), q_stride, k_stride, v_stride, at<const float>(cos),
+                           at<const float>(sin), at<const std::int64_t>(slots), at<void>(turned_q), at<void>(keys),
+                           at<void>(values), num_rows, num_heads, num_kv_heads, head_dim, number};
+    const AttentionCall attending{at(turned_q), num_heads * head_dim, at(keys), at(values), at<void>(out),
+                                  at<const std::int64_t>(page_table), pages_per_sequence, page_size,
+                                  at<const std::int64_t>(query_starts), at<const std::int64_t>(context_lens),
+                                  num_sequences, num_heads, num_kv_heads, head_dim, scale, number};
+    nb::gil_scoped_release without_lock;
+    rope(chosen, turning);
+    attention(chosen, attending);
+}
+
 void call_set_num_threads(int count) {
     if (count < 1 || count > 1024) throw nb::value_error("expected 1 to 1024 threads");
     nb::gil_scoped_release without_lock;
@@ -71,4 +124,7 @@ NB_MODULE(_native, module) {
     module.def("pack_weight", &call_pack);
     module.def("unpack_weight", &call_unpack);
     module.def("linear", &call_linear);
+    module.def("rms_norm", &call_rms_norm);
+    module.def("swiglu", &call_swiglu);
+    module.def("attend", &call_attend);
 }

@@ -10,4 +10,5 @@ for sanitizers in address,undefined thread; do
     cmake --build "$build/$sanitizers" --parallel 2 >/dev/null
     if [ "$sanitizers" = thread ]; then set -- no-fork; else set --; fi
     ASAN_OPTIONS=detect_leaks=1 "$build/$sanitizers/check_linear" "$@"
+    ASAN_OPTIONS=detect_leaks=1 "$build/$sanitizers/check_rows"
 done

@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from openhearth import hardware
-from openhearth.cli.guarantees import list_guarantees
+from openhearth.cli.guarantees import Guarantee, list_guarantees
 from openhearth.cli.output import print_fields, print_json, print_table
 from openhearth.config import Config
 from openhearth.errors import HearthError
@@ -50,7 +50,7 @@ def examine(config: Config, *, does_measure: bool, does_reach: bool) -> dict[str
         "kernels": _kernels(config),
         "store": store,
         "measured": _measure() if does_measure else None,
-        "guarantees": [asdict(guarantee) for guarantee in list_guarantees()],
+        "guarantees": [asdict(guarantee) for guarantee in _guarantees(config)],
         "settings": {"home": str(config.home), "is_offline": config.is_offline,
                      "hf_endpoint": _without_password(config.hf_endpoint),
                      "hf_token": "set" if config.hf_token else "not set", "hf_cache": str(config.hf_cache)},
@@ -78,6 +78,12 @@ def _kernels(config: Config) -> dict[str, Any]:
     from openhearth.kernels import select
 
     return asdict(select.choose(config.isa))
+
+
+def _guarantees(config: Config) -> list[Guarantee]:
+    from openhearth.kernels import select
+
+    return list_guarantees(select.choose(config.isa))
 
 
 def _measure() -> dict[str, Any]:

@@ -8,7 +8,10 @@ Does not: test them (the test suite does).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from openhearth.kernels.select import Choice
 
 State = Literal["holds", "tolerance", "partly", "absent"]
 
@@ -23,15 +26,12 @@ class Guarantee:
     detail: str
 
 
-def list_guarantees() -> list[Guarantee]:
-    """Return G1 to G9 as this version keeps them."""
+def list_guarantees(choice: Choice) -> list[Guarantee]:
+    """Return G1 to G9 as this version keeps them with the kernels of choice."""
+    is_native = choice.is_native
     return [
-        Guarantee("G1", "one forward", "tolerance",
-                  "training, prefill and decode run the same code; linear layers agree bitwise with the "
-                  "native kernels, attention and norms (plain torch) within a tolerance"),
-        Guarantee("G2", "your answer does not depend on your neighbours", "tolerance",
-                  "random streams are each request's own; attention and norms run in plain torch, so "
-                  "logprobs agree within a tolerance, not bitwise, and a near tie may fall the other way"),
+        _one_forward(is_native),
+        _no_neighbours(is_native),
         Guarantee("G3", "on-policy by construction", "absent", "not in this version (it belongs to `tune`)"),
         Guarantee("G4", "a killed run resumes bit for bit", "absent",
                   "not in this version (it belongs to `tune`); interrupted pulls do resume"),
@@ -48,3 +48,24 @@ def list_guarantees() -> list[Guarantee]:
                   "`run --json` and `run --verbose` give peak memory predicted and measured; time is only "
                   "measured"),
     ]
+
+
+def _one_forward(is_native: bool) -> Guarantee:
+    if is_native:
+        return Guarantee("G1", "one forward", "holds",
+                         "training, prefill and decode give the same bits, in bfloat16 and in float32 "
+                         "(native kernels)")
+    return Guarantee("G1", "one forward", "tolerance",
+                     "training, prefill and decode run the same code; plain torch agrees with itself "
+                     "within a tolerance, not bitwise")
+
+
+def _no_neighbours(is_native: bool) -> Guarantee:
+    name = "your answer does not depend on your neighbours"
+    if is_native:
+        return Guarantee("G2", name, "holds",
+                         "random streams are each request's own, and native kernels give a row the same bits "
+                         "alone, in any batch, chunking or cache, and with any number of threads")
+    return Guarantee("G2", name, "tolerance",
+                     "random streams are each request's own; logprobs of plain torch agree within a "
+                     "tolerance, not bitwise, and a near tie may fall the other way")

@@ -14,13 +14,18 @@ import importlib
 import warnings
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from openhearth.config import Config
 from openhearth.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+
 REFERENCE = "reference"
 NATIVE_ISAS = {"amx": 3, "avx512": 2, "avx2": 1}
 """Best first, with the numbers of native/isa.h."""
+_NATIVE_DTYPES = frozenset({"torch.bfloat16", "torch.float32"})
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,29 @@ def chosen() -> Choice:
     if choice.message:
         warnings.warn(choice.message, RuntimeWarning, stacklevel=2)
     return choice
+
+
+def covers(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the chosen kernels are native ones that take tensors of this type, there.
+
+    Raises: UsageError as `choose`.
+    """
+    return device.type == "cpu" and str(dtype) in _NATIVE_DTYPES and chosen().is_native
+
+
+@functools.cache
+def isa_number(isa: str | None) -> int:
+    """The number of a native path in native/isa.h; None is the process's choice.
+
+    Raises: UsageError for a name that is no native path, or one that cannot run here.
+    """
+    isa = chosen().isa if isa is None else isa
+    if isa not in NATIVE_ISAS:
+        raise UsageError(f"`{isa}` is not a native path", why=f"expected {', '.join(NATIVE_ISAS)}")
+    if missing(isa):
+        raise UsageError(f"the kernels `{isa}` cannot run here", why=missing(isa),
+                         hint="HEARTH_ISA=reference")
+    return NATIVE_ISAS[isa]
 
 
 def set_num_threads(count: int) -> None:

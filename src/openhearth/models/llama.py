@@ -9,18 +9,19 @@ Does not: sample, choose positions, or manage the cache; no dropout.
 """
 
 # T packed tokens, R rows whose logits are wanted, D model, F feed-forward, H heads, K kv heads,
-# E head size, V vocabulary
+# C = K * E, E head size, V vocabulary
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from openhearth.kernels import attention
 from openhearth.kernels.attention.inputs import AttnInput
-from openhearth.kernels.attention.reference import AttentionPlan, attend, plan_attention
 from openhearth.kernels.linear.native import PackedWeight
-from openhearth.kernels.rope.reference import Rotation, apply_rope, compute_rotation, inverse_frequencies
+from openhearth.kernels.rms_norm import add_rms_norm, rms_norm
+from openhearth.kernels.rope.reference import Rotation, compute_rotation, inverse_frequencies
+from openhearth.kernels.swiglu import swiglu
 from openhearth.models.linear import Linear, project
 from openhearth.spec import ModelSpec
 
@@ -42,7 +43,11 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return functional.rms_norm(x_TD, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x_TD, self.weight, self.eps)
+
+    def add(self, x_TD: Tensor, delta_TD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + delta and the norm of it."""
+        return add_rms_norm(x_TD, delta_TD, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -51,18 +56,15 @@ class Attention(nn.Module):
     def __init__(self, spec: ModelSpec, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.num_heads, self.num_kv_heads, self.head_dim = spec.num_heads, spec.num_kv_heads, spec.head_dim
         width, has_bias = spec.hidden_size, spec.has_attention_bias
         self.q_proj = Linear(width, spec.num_heads * spec.head_dim, bias=has_bias)
         self.k_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=has_bias)
         self.v_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=has_bias)
         self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=has_bias)
 
-    def forward(self, x_TD: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
-        q_and_k = torch.cat((self.q_proj(x_TD), self.k_proj(x_TD)), 1).unflatten(1, (-1, self.head_dim))
-        q_THE, k_TKE = apply_rope(q_and_k, rotation).split((self.num_heads, self.num_kv_heads), 1)
-        v_TKE = self.v_proj(x_TD).unflatten(1, (-1, self.head_dim))
-        return self.o_proj(attend(plan, self.layer, q_THE, k_TKE, v_TKE))
+    def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
+        q_TD, k_TC, v_TC = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
+        return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation))
 
 
 class FeedForward(nn.Module):
@@ -75,7 +77,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.has_mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(functional.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
 
 
 class Layer(nn.Module):
@@ -88,9 +90,10 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
         self.post_attention_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
-    def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
-        hidden_TD = hidden_TD + self.self_attn(self.input_layernorm(hidden_TD), rotation, plan)
-        return hidden_TD + self.mlp(self.post_attention_layernorm(hidden_TD))
+    def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
+        attended_TD = self.self_attn(self.input_layernorm(hidden_TD), rotation, plan)
+        hidden_TD, normed_TD = self.post_attention_layernorm.add(hidden_TD, attended_TD)
+        return hidden_TD + self.mlp(normed_TD)
 
 
 class Body(nn.Module):
@@ -135,7 +138,7 @@ class Llama(nn.Module):
         """
         hidden_TD = self.model.embed_tokens(token_ids_T)
         rotation = compute_rotation(self.spec.rope, self._frequencies(), positions_T)
-        plan = plan_attention(attn, dtype=hidden_TD.dtype, device=hidden_TD.device)
+        plan = attention.plan_attention(attn, dtype=hidden_TD.dtype, device=hidden_TD.device)
         for layer in self.model.layers:
             hidden_TD = layer(hidden_TD, rotation, plan)
         return self.model.norm(hidden_TD)

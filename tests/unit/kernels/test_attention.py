@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from openhearth.kernels.attention import AttnInput, KvCache, attend, plan_attention
+from openhearth.kernels.attention.inputs import AttnInput, KvCache
+from openhearth.kernels.attention.reference import attend, plan_attention
 
 E = 16
 

@@ -83,3 +83,17 @@ def test_stored_factors_divide_the_frequencies():
     factors = torch.linspace(1, 8, 32)
     torch.testing.assert_close(inverse_frequencies(RopeSpec("factors"), 64, factors),
                                inverse_frequencies(RopeSpec(), 64) / factors)
+
+
+@pytest.mark.parametrize("head_dim", [16, 34, 64])
+@pytest.mark.parametrize("spec", [RopeSpec(), RopeSpec("dynamic", factor=4.0, original_max_position=128)],
+                         ids=lambda spec: spec.type)
+def test_angles_of_a_position_have_the_same_bits_in_every_pack(spec, head_dim):
+    frequencies = inverse_frequencies(spec, head_dim)
+    whole = compute_rotation(spec, frequencies, torch.arange(2100))
+    packs = [(position, position + 1) for position in range(0, 2100, 13)]
+    packs += [(11, 11 + length) for length in (2, 3, 5, 17, 100, 1000)]
+    for start, stop in packs:
+        part = compute_rotation(spec, frequencies, torch.arange(start, stop))
+        assert torch.equal(part.cos_T1E, whole.cos_T1E[start:stop])
+        assert torch.equal(part.sin_T1E, whole.sin_T1E[start:stop])

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from openhearth.kernels.attention.inputs import AttnInput, KvCache
+from openhearth.kernels.rope.reference import Rotation, apply_rope
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,19 @@ def attend(plan: AttentionPlan, layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE:
     for part, output in zip(plan.parts, outputs, strict=True):
         merged_TD[part.rows if isinstance(part, _Prefill) else part.rows_S] = output
     return merged_TD
+
+
+def attend_turned(plan: AttentionPlan, layer: int, q_TD: Tensor, k_TC: Tensor, v_TC: Tensor,
+                  rotation: Rotation) -> Tensor:
+    """Return `attend` of queries and keys turned by their positions.
+
+    q_TD: [T, H * E]; k_TC, v_TC: [T, K * E].
+    """
+    head_dim = rotation.cos_T1E.shape[-1]
+    num_heads, num_kv_heads = q_TD.shape[1] // head_dim, k_TC.shape[1] // head_dim
+    q_and_k = torch.cat((q_TD, k_TC), 1).unflatten(1, (-1, head_dim))
+    q_THE, k_TKE = apply_rope(q_and_k, rotation).split((num_heads, num_kv_heads), 1)
+    return attend(plan, layer, q_THE, k_TKE, v_TC.unflatten(1, (-1, head_dim)))
 
 
 def _attend_part(part: _Prefill | _Decode, q_THE: Tensor, k_all: Tensor, v_all: Tensor) -> Tensor:

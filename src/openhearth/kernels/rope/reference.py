@@ -87,11 +87,15 @@ def _llama3(rope: RopeSpec, unscaled_F: Tensor) -> Tensor:
 
 
 def _dynamic(rope: RopeSpec, head_dim: int, positions_T: Tensor) -> Tensor:
-    """Frequencies [T, F] of each position. Source: transformers 5.23, `_compute_dynamic_ntk_parameters`."""
-    lengths_T1 = (positions_T + 1).clamp(min=rope.original_max_position)[:, None]
+    """Frequencies [T, F] of each position. Source: transformers 5.23, `_compute_dynamic_ntk_parameters`.
+
+    Powers are written with exp and log: torch's own power gives the last numbers of a tensor other bits
+    than those before them, so that a frequency would depend on the size of the pack.
+    """
+    lengths_T1 = (positions_T + 1).clamp(min=rope.original_max_position)[:, None].double()
     growth_T1 = rope.factor * lengths_T1 / rope.original_max_position - (rope.factor - 1)
-    theta_T1 = rope.theta * growth_T1 ** (head_dim / (head_dim - 2))
-    return 1.0 / theta_T1 ** _exponents(head_dim, positions_T.device)
+    log_theta_T1 = math.log(rope.theta) + growth_T1.log() * (head_dim / (head_dim - 2))
+    return (-log_theta_T1 * _exponents(head_dim, positions_T.device).double()).exp().float()
 
 
 def _yarn_kept_share(rope: RopeSpec, head_dim: int) -> Tensor:

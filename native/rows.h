@@ -1,0 +1,61 @@
+// What happens to one row of a pack between matrix products: RMSNorm with the residual sum before it,
+// rotary embedding with the write of keys and values, and SwiGLU.
+//
+// Order of arithmetic: every row is computed alone, in an order that depends on its length and the
+// instruction set, never on the number of rows, their position or the threads.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+#include "linear.h"
+
+namespace hearth {
+
+// out = h / sqrt(mean(h^2) + eps) * weight, where h = x, or x + delta rounded to the rows' type and
+// written to sum. delta and sum: both or neither.
+struct RmsNormCall {
+    const void *x, *delta, *weight;
+    void *sum, *out;                              // contiguous rows
+    std::int64_t x_stride, delta_stride;
+    std::int64_t num_rows, size;
+    float eps;
+    Number number;
+};
+
+// out = silu(gate) * up; silu is rounded to the rows' type before the product.
+struct SwigluCall {
+    const void *gate, *up;
+    void* out;                                    // contiguous rows
+    std::int64_t gate_stride, up_stride;
+    std::int64_t num_rows, size;
+    Number number;
+};
+
+// Turns the heads of q and k by the rows' angles and copies v. Row t of k and v goes to row slots[t] of
+// k_out and v_out, or to row t where slots is null; outputs are contiguous rows. cos, sin: head_dim
+// float32 per row, the first half of sin negated.
+struct RopeCall {
+    const void *q, *k, *v;
+    std::int64_t q_stride, k_stride, v_stride;
+    const float *cos, *sin;
+    const std::int64_t* slots;
+    void *q_out, *k_out, *v_out;
+    std::int64_t num_rows, num_heads, num_kv_heads, head_dim;
+    Number number;
+};
+
+// Rows [row, row_end) of a call.
+void rms_norm_avx2(const RmsNormCall& call, std::int64_t row, std::int64_t row_end);
+void rms_norm_avx512(const RmsNormCall& call, std::int64_t row, std::int64_t row_end);
+void swiglu_avx2(const SwigluCall& call, std::int64_t row, std::int64_t row_end);
+void swiglu_avx512(const SwigluCall& call, std::int64_t row, std::int64_t row_end);
+void rope_avx2(const RopeCall& call, std::int64_t row, std::int64_t row_end);
+void rope_avx512(const RopeCall& call, std::int64_t row, std::int64_t row_end);
+
+// The whole call on the pool. The instruction set must not be missing.
+void rms_norm(Isa isa, const RmsNormCall& call);
+void swiglu(Isa isa, const SwigluCall& call);
+void rope(Isa isa, const RopeCall& call);
+
+}  // namespace hearth

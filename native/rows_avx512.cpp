@@ -1,0 +1,17 @@
+#include "rows_kernel.h"
+
+namespace hearth {
+
+void rms_norm_avx512(const RmsNormCall& call, std::int64_t row, std::int64_t row_end) {
+    for_rows(call, row, row_end, rms_norm_row<std::uint16_t>, rms_norm_row<float>);
+}
+
+void swiglu_avx512(const SwigluCall& call, std::int64_t row, std::int64_t row_end) {
+    for_rows(call, row, row_end, swiglu_row<std::uint16_t>, swiglu_row<float>);
+}
+
+void rope_avx512(const RopeCall& call, std::int64_t row, std::int64_t row_end) {
+    for_rows(call, row, row_end, rope_row<std::uint16_t>, rope_row<float>);
+}
+
+}  // namespace hearth
