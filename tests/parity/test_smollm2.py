@@ -20,6 +20,14 @@ PROMPTS = [
     "<|im_start|>user\nWhat is gravity?<|im_end|>\n<|im_start|>assistant\n",
 ]
 
+PASSAGE = (
+    "The river rose in the night, and by morning the lower fields were under water. Old Martha stood at the "
+    "kitchen window with a cup of tea and counted the cattle that her son had driven up the hill before dawn. "
+    "There were forty-one of them, which meant that two were missing, and she said so when he came in with mud "
+    "to his knees. He answered that the brindled cow had broken the fence again and taken her calf to the wood, "
+    "where the ground was dry; he would fetch them when he had eaten. Nobody in the valley remembered a flood so "
+    "early in the year.")
+
 
 @pytest.fixture(scope="module")
 def ours(smollm2_path):
@@ -36,10 +44,14 @@ def theirs(smollm2_path):
 
 
 @pytest.fixture(scope="module")
-def prompts(smollm2_path):
+def tokenizer(smollm2_path):
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+    return AutoTokenizer.from_pretrained(smollm2_path.parent, gguf_file=smollm2_path.name)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
     return [tokenizer(text, add_special_tokens=False).input_ids for text in PROMPTS]
 
 
@@ -47,12 +59,27 @@ def test_it_has_the_published_number_of_parameters(ours):
     assert ours.spec.num_parameters == 134_515_008
 
 
-def test_logits_equal_those_of_transformers(ours, theirs, prompts):
-    ids = [token for prompt in prompts for token in prompt]
+def test_logits_equal_those_of_transformers(ours, theirs, tokenizer):
+    ids = tokenizer(PASSAGE, add_special_tokens=False).input_ids
     with torch.inference_mode():
         want = theirs(torch.tensor([ids])).logits[0]
         got = ours.logits(run_whole(ours, ids))
     assert (got - want).abs().max() <= 1e-4
+
+
+def test_logits_are_no_farther_from_float64_than_those_of_transformers(ours, theirs, tokenizer, prompts):
+    """Both round: on single texts either may be off by more than 1e-4, so all are taken together."""
+    from transformers import LlamaForCausalLM
+
+    exact = LlamaForCausalLM(theirs.config).double().eval()
+    exact.load_state_dict(theirs.state_dict())
+    squares = {"ours": 0.0, "theirs": 0.0}
+    for ids in [*prompts, tokenizer(PASSAGE, add_special_tokens=False).input_ids]:
+        with torch.inference_mode():
+            want = exact(torch.tensor([ids])).logits[0]
+            squares["ours"] += (ours.logits(run_whole(ours, ids)) - want).square().sum().item()
+            squares["theirs"] += (theirs(torch.tensor([ids])).logits[0] - want).square().sum().item()
+    assert squares["ours"] <= 1.5 * squares["theirs"]
 
 
 def test_greedy_continuations_of_64_tokens_are_those_of_transformers(ours, theirs, prompts):
