@@ -21,12 +21,12 @@ PROMPTS = [
 ]
 
 PASSAGE = (
-    "The river rose in the night, and by morning the lower fields were under water. Old Martha stood at the "
-    "kitchen window with a cup of tea and counted the cattle that her son had driven up the hill before dawn. "
-    "There were forty-one of them, which meant that two were missing, and she said so when he came in with mud "
-    "to his knees. He answered that the brindled cow had broken the fence again and taken her calf to the wood, "
-    "where the ground was dry; he would fetch them when he had eaten. Nobody in the valley remembered a flood so "
-    "early in the year.")
+    "The river rose in the night, and by morning the lower fields were under water. Old Martha stood at "
+    "the kitchen window with a cup of tea and counted the cattle that her son had driven up the hill "
+    "before dawn. There were forty-one of them, which meant that two were missing, and she said so when "
+    "he came in with mud to his knees. He answered that the brindled cow had broken the fence again and "
+    "taken her calf to the wood, where the ground was dry; he would fetch them when he had eaten. Nobody "
+    "in the valley remembered a flood so early in the year.")
 
 
 @pytest.fixture(scope="module")
