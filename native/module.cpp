@@ -67,10 +67,11 @@ void call_unpack(Address packed, std::int64_t num_outputs, std::int64_t num_inpu
 }
 
 void call_rms_norm(int isa, Address x, std::int64_t x_stride, Address delta, std::int64_t delta_stride, Address weight,
-                   Address sum, Address out, std::int64_t num_rows, std::int64_t size, float eps, bool is_bf16) {
+                   Address sum, Address out, std::int64_t num_rows, std::int64_t size, float eps, bool is_bf16,
+                   bool is_out_bf16) {
     const Isa chosen = usable(isa);
     const RmsNormCall call{at(x), at(delta), at(weight), at<void>(sum), at<void>(out), x_stride, delta_stride,
-                           num_rows, size, eps, number_of(is_bf16)};
+                           num_rows, size, eps, number_of(is_bf16), number_of(is_out_bf16)};
     nb::gil_scoped_release without_lock;
     rms_norm(chosen, call);
 }
@@ -82,6 +83,15 @@ void call_swiglu(int isa, Address gate, std::int64_t gate_stride, Address up, st
                           number_of(is_bf16)};
     nb::gil_scoped_release without_lock;
     swiglu(chosen, call);
+}
+
+void call_embed(int isa, Address table, Address token_ids, Address out, std::int64_t num_rows, std::int64_t size,
+                bool is_bf16, bool is_out_bf16) {
+    const Isa chosen = usable(isa);
+    const EmbedCall call{at(table), at<const std::int64_t>(token_ids), at<void>(out), num_rows, size,
+                         number_of(is_bf16), number_of(is_out_bf16)};
+    nb::gil_scoped_release without_lock;
+    embed(chosen, call);
 }
 
 // Turns q and k, puts keys and values where they belong, and attends.
@@ -126,5 +136,6 @@ NB_MODULE(_native, module) {
     module.def("linear", &call_linear);
     module.def("rms_norm", &call_rms_norm);
     module.def("swiglu", &call_swiglu);
+    module.def("embed", &call_embed);
     module.def("attend", &call_attend);
 }

@@ -40,10 +40,12 @@ void swiglu(Isa isa, const SwigluCall& call) { run_rows(call, call.size, HEARTH_
 void rope(Isa isa, const RopeCall& call) {
     run_rows(call, (call.num_heads + 2 * call.num_kv_heads) * call.head_dim, HEARTH_PICK(isa, rope));
 }
+void embed(Isa isa, const EmbedCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, embed)); }
 #else  // every instruction set is missing here, so these are never called
 void rms_norm(Isa, const RmsNormCall&) {}
 void swiglu(Isa, const SwigluCall&) {}
 void rope(Isa, const RopeCall&) {}
+void embed(Isa, const EmbedCall&) {}
 #endif
 
 }  // namespace hearth

@@ -7,7 +7,8 @@
 namespace hearth {
 namespace {
 
-template <typename X>
+// X: type of x, delta and sum. W: type of weight and out.
+template <typename X, typename W>
 void rms_norm_row(const RmsNormCall& call, std::int64_t row) {
     const X* x = static_cast<const X*>(call.x) + row * call.x_stride;
     if (call.delta != nullptr) {
@@ -28,8 +29,8 @@ void rms_norm_row(const RmsNormCall& call, std::int64_t row) {
     const float total = sum_lanes(add(add(squares[0], squares[1]), add(squares[2], squares[3])));
     const float mean = total / float(call.size);
     const Vec scale = all(1.0f / _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(mean + call.eps))));
-    const X* const weight = static_cast<const X*>(call.weight);
-    X* const out = static_cast<X*>(call.out) + row * call.size;
+    const W* const weight = static_cast<const W*>(call.weight);
+    W* const out = static_cast<W*>(call.out) + row * call.size;
     for_each_vector(call.size, [&](std::int64_t i, std::int64_t count) {
         const Vec scaled = mul(load_some(x + i, count), scale);
         store_some(out + i, mul(scaled, load_some(weight + i, count)), count);
@@ -81,6 +82,31 @@ void rope_row(const RopeCall& call, std::int64_t row) {
                sin, call.num_kv_heads, call.head_dim);
     __builtin_memcpy(static_cast<X*>(call.v_out) + slot * k_size, static_cast<const X*>(call.v) + row * call.v_stride,
                      std::size_t(k_size) * sizeof(X));
+}
+
+inline void rms_norm_rows(const RmsNormCall& call, std::int64_t row, std::int64_t row_end) {
+    auto one = rms_norm_row<std::uint16_t, std::uint16_t>;
+    if (call.number == Number::f32) {
+        one = call.out_number == Number::f32 ? rms_norm_row<float, float> : rms_norm_row<float, std::uint16_t>;
+    }
+    for (; row < row_end; ++row) one(call, row);
+}
+
+template <typename X, typename Y>
+void embed_row(const EmbedCall& call, std::int64_t row) {
+    const X* const from = static_cast<const X*>(call.table) + call.token_ids[row] * call.size;
+    Y* const to = static_cast<Y*>(call.out) + row * call.size;
+    for_each_vector(call.size, [&](std::int64_t i, std::int64_t count) {
+        store_some(to + i, load_some(from + i, count), count);
+    });
+}
+
+inline void embed_rows(const EmbedCall& call, std::int64_t row, std::int64_t row_end) {
+    auto one = embed_row<float, float>;
+    if (call.number == Number::bf16) {
+        one = call.out_number == Number::f32 ? embed_row<std::uint16_t, float> : embed_row<std::uint16_t, std::uint16_t>;
+    }
+    for (; row < row_end; ++row) one(call, row);
 }
 
 template <typename Call>

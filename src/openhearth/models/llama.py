@@ -18,12 +18,16 @@ from torch import Tensor, nn
 
 from openhearth.kernels import attention
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.embedding import embed
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.rms_norm import add_rms_norm, rms_norm
 from openhearth.kernels.rope.reference import Rotation, compute_rotation, inverse_frequencies
 from openhearth.kernels.swiglu import swiglu
 from openhearth.models.linear import Linear, project
 from openhearth.spec import ModelSpec
+
+RESIDUAL = torch.float32
+"""Type of the residual stream. In bfloat16 every layer's sum would round it once more, to 8 bits."""
 
 _GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -42,11 +46,10 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return rms_norm(x_TD, self.weight, self.eps)
-
-    def add(self, x_TD: Tensor, delta_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x + delta and the norm of it."""
+    def add(self, x_TD: Tensor, delta_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x + delta and the norm of it; without a delta, x and its norm."""
+        if delta_TD is None:
+            return x_TD, rms_norm(x_TD, self.weight, self.eps)
         return add_rms_norm(x_TD, delta_TD, self.weight, self.eps)
 
 
@@ -64,7 +67,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
         q_TD, k_TC, v_TC = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
-        return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation))
+        return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation), RESIDUAL)
 
 
 class FeedForward(nn.Module):
@@ -77,7 +80,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.has_mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)), RESIDUAL)
 
 
 class Layer(nn.Module):
@@ -90,10 +93,13 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
         self.post_attention_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
-    def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
-        attended_TD = self.self_attn(self.input_layernorm(hidden_TD), rotation, plan)
+    def forward(self, hidden_TD: Tensor, delta_TD: Tensor | None, rotation: Rotation,
+                plan: attention.Plan) -> tuple[Tensor, Tensor]:
+        """Return the residual stream and what the feed-forward adds to it, a sum left to the next norm."""
+        hidden_TD, normed_TD = self.input_layernorm.add(hidden_TD, delta_TD)
+        attended_TD = self.self_attn(normed_TD, rotation, plan)
         hidden_TD, normed_TD = self.post_attention_layernorm.add(hidden_TD, attended_TD)
-        return hidden_TD + self.mlp(normed_TD)
+        return hidden_TD, self.mlp(normed_TD)
 
 
 class Body(nn.Module):
@@ -136,12 +142,12 @@ class Llama(nn.Module):
         token_ids_T, positions_T: int64 [T], positions counted from 0 in each sequence. With a cache
         the pack's keys and values are written into it.
         """
-        hidden_TD = self.model.embed_tokens(token_ids_T)
+        hidden_TD, delta_TD = embed(token_ids_T, self.model.embed_tokens.weight, RESIDUAL), None
         rotation = compute_rotation(self.spec.rope, self._frequencies(), positions_T)
-        plan = attention.plan_attention(attn, dtype=hidden_TD.dtype, device=hidden_TD.device)
+        plan = attention.plan_attention(attn, dtype=self.dtype, device=self.device)
         for layer in self.model.layers:
-            hidden_TD = layer(hidden_TD, rotation, plan)
-        return self.model.norm(hidden_TD)
+            hidden_TD, delta_TD = layer(hidden_TD, delta_TD, rotation, plan)
+        return self.model.norm.add(hidden_TD, delta_TD)[1]
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Return float32 logits [R, V] of the rows a caller picked from `forward`."""

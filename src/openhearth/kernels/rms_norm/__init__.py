@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from openhearth.kernels import select
@@ -11,7 +12,7 @@ __all__ = ["add_rms_norm", "rms_norm"]
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) * weight per row, by the kernels that were chosen."""
+    """Return x / sqrt(mean(x^2) + eps) * weight per row in the type of the weight, by the chosen kernels."""
     kernels = native if _is_native(x_TD, weight_D) else reference
     return kernels.rms_norm(x_TD, weight_D, eps)
 
@@ -23,4 +24,5 @@ def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -
 
 
 def _is_native(x_TD: Tensor, weight_D: Tensor) -> bool:
-    return x_TD.dtype == weight_D.dtype and select.covers(x_TD.dtype, x_TD.device)
+    is_known = weight_D.dtype in (x_TD.dtype, torch.bfloat16)
+    return is_known and select.covers(x_TD.dtype, x_TD.device)

@@ -1,0 +1,17 @@
+"""Rows of the embedding table; the choice of kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from openhearth.kernels import select
+from openhearth.kernels.embedding import native, reference
+
+__all__ = ["embed"]
+
+
+def embed(token_ids_T: Tensor, table_VD: Tensor, out_dtype: torch.dtype) -> Tensor:
+    """Return the rows [T, D] that token ids name, widened to out_dtype, by the kernels that were chosen."""
+    kernels = native if select.covers(table_VD.dtype, table_VD.device) else reference
+    return kernels.embed(token_ids_T, table_VD, out_dtype)
