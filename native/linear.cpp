@@ -54,16 +54,30 @@ std::int64_t rows_per_chunk(const LinearCall& call, std::int64_t num_across) {
 
 }  // namespace
 
-void linear(Isa isa, const LinearCall& call) {
-    const Kernel kernel = kernel_of(isa, call.number);
-    const std::int64_t panels = num_panels(call.num_outputs);
-    const std::int64_t width = panels_per_chunk(call);
-    const std::int64_t num_across = divide_up(panels, width);
-    const std::int64_t height = rows_per_chunk(call, num_across);
-    const std::int64_t num_down = divide_up(call.num_rows, height);
-    for_each_chunk(num_across * num_down, [&](std::int64_t chunk) {
-        const std::int64_t row = chunk / num_across * height, panel = chunk % num_across * width;
-        kernel(call, Block{row, std::min(row + height, call.num_rows), panel, std::min(panel + width, panels)});
+void linear(Isa isa, const LinearCall* calls, std::size_t num_calls) {
+    struct Cut {
+        Kernel kernel;
+        std::int64_t width, height, num_across, end;  // end: chunks of the calls so far
+    };
+    constexpr std::size_t kMaxTogether = 8;
+    Cut cuts[kMaxTogether];
+    for (; num_calls > kMaxTogether; ++calls, --num_calls) linear(isa, calls, 1);
+    std::int64_t num_chunks = 0;
+    for (std::size_t i = 0; i < num_calls; ++i) {
+        const std::int64_t width = panels_per_chunk(calls[i]);
+        const std::int64_t num_across = divide_up(num_panels(calls[i].num_outputs), width);
+        const std::int64_t height = rows_per_chunk(calls[i], num_across);
+        num_chunks += num_across * divide_up(calls[i].num_rows, height);
+        cuts[i] = {kernel_of(isa, calls[i].number), width, height, num_across, num_chunks};
+    }
+    for_each_chunk(num_chunks, [&](std::int64_t chunk) {
+        std::size_t i = 0;
+        while (chunk >= cuts[i].end) ++i;
+        const Cut& cut = cuts[i];
+        const std::int64_t inside = chunk - (i == 0 ? 0 : cuts[i - 1].end);
+        const std::int64_t row = inside / cut.num_across * cut.height, panel = inside % cut.num_across * cut.width;
+        cut.kernel(calls[i], Block{row, std::min(row + cut.height, calls[i].num_rows), panel,
+                                   std::min(panel + cut.width, num_panels(calls[i].num_outputs))});
     });
 }
 

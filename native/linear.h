@@ -60,8 +60,8 @@ void linear_avx2(const LinearCall& call, const Block& block);
 void linear_avx512(const LinearCall& call, const Block& block);
 void linear_amx(const LinearCall& call, const Block& block);  // bf16 only
 
-// Computes the whole call on the pool. The instruction set must not be missing.
-void linear(Isa isa, const LinearCall& call);
+// Computes whole calls on the pool, together as one job. The instruction set must not be missing.
+void linear(Isa isa, const LinearCall* calls, std::size_t num_calls);
 
 // weight: num_outputs rows of num_inputs numbers, stride numbers apart. packed: packed_bytes(), 64-byte aligned.
 void pack_weight(const void* weight, std::int64_t stride, std::int64_t num_outputs, std::int64_t num_inputs,

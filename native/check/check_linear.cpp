@@ -44,8 +44,9 @@ void check(Isa isa, const char* name, const std::int64_t* shape, Number number, 
     for (std::int64_t i = 0; i < outputs * inputs; ++i) {
         if (back.get(i) != weight.get(i)) return expect(false, "unpacking", name, shape);
     }
-    linear(isa, LinearCall{x.memory.as<char>(), inputs, packed.as<char>(), bias.as<float>(), out.memory.as<char>(),
-                           outputs, rows, outputs, inputs, number, out_number});
+    const LinearCall call{x.memory.as<char>(), inputs, packed.as<char>(), bias.as<float>(), out.memory.as<char>(),
+                           outputs, rows, outputs, inputs, number, out_number};
+    linear(isa, &call, 1);
     for (std::int64_t t = 0; t < rows; ++t) {
         for (std::int64_t n = 0; n < outputs; ++n) {
             double sum = bias.as<float>()[n], size = std::fabs(sum);

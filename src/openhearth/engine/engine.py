@@ -35,6 +35,7 @@ from openhearth.engine.settings import EngineSettings
 from openhearth.engine.tracking import Collector, Ledger
 from openhearth.errors import HearthError, PromptTooLong, QueueFull, UsageError
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.models import record
 
 _ROWS_AT_ONCE = 64
 """Rows of logits held at a time; a vocabulary row is up to a megabyte."""
@@ -46,7 +47,7 @@ class Engine:
     model: `forward(token_ids_T, positions_T, attn) -> hidden_TD`, `logits(hidden_RD) -> float32
     logits_RV`, `spec`, `dtype`. weights_version: identifies the weights, in results and in the prefix
     cache. context_length: tokens that prompt and completion may have together, the least of model,
-    settings and cache.
+    settings and cache. program: the recorded forward that steps run, None where the kernels cannot.
     Raises: NotEnoughMemory when the smallest useful cache does not fit; UsageError for a context
     longer than the model's. Example: ``Engine(model, weights_version=stored.weights_sha256)``.
     """
@@ -65,6 +66,8 @@ class Engine:
         self.scheduler = Scheduler(self.pages, max_batch_tokens=settings.max_batch_tokens,
                                    max_num_sequences=settings.max_num_sequences)
         self._cache = PagedCache(model.spec, num_pages, settings.page_size, model.dtype, self.device)
+        self.program = record(model, self._cache.kv)
+        self._forward = model.forward if self.program is None else self.program.forward
         self._ledger = Ledger()
         self._live: dict[int, dict[int, Running]] = {}
         self._events: list[TokenEvent] = []
@@ -106,7 +109,7 @@ class Engine:
                 self._copy_pages()
                 self._ledger.start(chunks)
                 batch = pack(chunks, self._cache.kv, self.device)
-                hidden_TD = self.model.forward(batch.token_ids_T, batch.positions_T, batch.attn)
+                hidden_TD = self._forward(batch.token_ids_T, batch.positions_T, batch.attn)
                 self._draw(chunks, hidden_TD, batch.last_rows)
         events, self._events = self._events, []
         return events

@@ -17,6 +17,7 @@ from openhearth.kernels import select
 from openhearth.kernels.linear import native
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.linear.reference import linear
+from openhearth.kernels.traced import Traced
 
 
 class Linear(nn.Linear):
@@ -43,6 +44,8 @@ class Linear(nn.Linear):
 def project(x_TI: Tensor, weight_OI: Tensor | None, bias_O: Tensor | None, packed: PackedWeight | None,
             out_dtype: torch.dtype | None = None) -> Tensor:
     """Return x @ weight.T + bias [T, O] in out_dtype (None: that of x), by the kernels that were chosen."""
+    if isinstance(x_TI, Traced):
+        return x_TI.recorder.linear(x_TI, packed, out_dtype)
     if packed is None:
         out_TO = linear(x_TI, weight_OI, bias_O)
         return out_TO if out_dtype is None else out_TO.to(out_dtype)

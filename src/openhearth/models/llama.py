@@ -21,7 +21,8 @@ from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.embedding import embed
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.rms_norm import add_rms_norm, rms_norm
-from openhearth.kernels.rope.reference import Rotation, compute_rotation, inverse_frequencies
+from openhearth.kernels.rope import compute_rotation
+from openhearth.kernels.rope.reference import Rotation, inverse_frequencies
 from openhearth.kernels.swiglu import swiglu
 from openhearth.models.linear import Linear, project
 from openhearth.spec import ModelSpec

@@ -1,0 +1,195 @@
+"""A forward pass recorded once and replayed in C++ for any pack: no Python between two kernels.
+
+`Recorder` turns the operations of one call of a model's forward into steps (native/program.h); `Program`
+runs them. The kernels and their arguments are those of the plain forward, so a replay has its bits.
+
+Does not: record training, weights that change, or anything but the operations in `Recorder`.
+"""
+
+# T packed tokens, D model, C = kv heads * head size
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from openhearth.kernels import select
+from openhearth.kernels.attention.inputs import AttnInput, KvCache
+from openhearth.kernels.attention.native import plan_attention
+from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.rope.reference import Rotation
+from openhearth.kernels.traced import Traced, TracedPack, TracedRotation
+
+Rotate = Callable[[Tensor], Rotation]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step is and costs. name: the operation, with the shapes that tell it from others.
+
+    bytes_fixed, bytes_per_row, bytes_per_key: memory it must read and write at least; flops_per_row and
+    flops_per_key: operations of its matrix products. A key is one that one query row attends to.
+    Example: ``Step("linear 576 x 1536", 1769472, 4224, 0, 1769472, 0)``.
+    """
+
+    name: str
+    bytes_fixed: int
+    bytes_per_row: int
+    bytes_per_key: int = 0
+    flops_per_row: int = 0
+    flops_per_key: int = 0
+
+
+class Recorder:
+    """Collects the steps of one forward over a cache. Finish it with `finish`."""
+
+    def __init__(self, cache: KvCache) -> None:
+        self._native = select.native().Program(select.isa_number(None))
+        self._cache = cache
+        self._steps: list[Step] = []
+        self._linear_x: list[int | None] = []
+        self._rotations: list[Rotate] = []
+        self._kept: list[object] = [cache]
+
+    def pack(self) -> TracedPack:
+        """Return the stand-in for a pack's token ids, positions and layout."""
+        return TracedPack(self)
+
+    def rotation(self, rotate: Rotate, head_dim: int) -> TracedRotation:
+        """Note how a run gets the angles of its positions."""
+        self._rotations.append(rotate)
+        return TracedRotation(len(self._rotations) - 1, head_dim)
+
+    def embed(self, table_VD: Tensor, out_dtype: torch.dtype) -> Traced:
+        """Record `kernels.embedding.embed`."""
+        width = table_VD.shape[1]
+        out = self._buffer(width, out_dtype)
+        self._native.add_embed(self._address(table_VD), width, _is_bf16(table_VD.dtype), out.buffer,
+                               _is_bf16(out_dtype))
+        self._note("embedding", per_row=width * (table_VD.dtype.itemsize + out_dtype.itemsize))
+        return out
+
+    def norm(self, x: Traced, delta: Traced | None, weight_D: Tensor, eps: float) -> tuple[Traced, Traced]:
+        """Record `kernels.rms_norm.add_rms_norm`, or `rms_norm` without a delta."""
+        total = x if delta is None else self._buffer(x.width, x.dtype)
+        out = self._buffer(x.width, weight_D.dtype)
+        assert delta is None or (delta.width, delta.dtype) == (x.width, x.dtype)
+        assert weight_D.shape == (x.width,)
+        self._native.add_norm(x.buffer, -1 if delta is None else delta.buffer, -1 if delta is None else total.buffer,
+                              out.buffer, self._address(weight_D), x.width, eps, _is_bf16(x.dtype),
+                              _is_bf16(weight_D.dtype))
+        num_read = 1 if delta is None else 3
+        self._note("norm", per_row=x.width * (num_read * x.dtype.itemsize + weight_D.dtype.itemsize))
+        return total, out
+
+    def linear(self, x: Traced, packed: PackedWeight, out_dtype: torch.dtype | None) -> Traced:
+        """Record `kernels.linear.native.linear`; products of the same x in a row become one step."""
+        assert (x.width, x.dtype) == (packed.num_inputs, packed.dtype)
+        out = self._buffer(packed.num_outputs, out_dtype or packed.dtype)
+        self._kept.append(packed)
+        bias = 0 if packed.bias_P is None else packed.bias_P.data_ptr()
+        self._native.add_linear(x.buffer, out.buffer, packed.packed.data_ptr(), bias, packed.num_outputs,
+                                packed.num_inputs, packed.is_bf16, _is_bf16(out.dtype))
+        self._note_linear(x, packed, out)
+        return out
+
+    def attend(self, layer: int, q: Traced, k: Traced, v: Traced, rotation: TracedRotation) -> Traced:
+        """Record `kernels.attention.attend`."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        head_dim = rotation.head_dim
+        assert q.dtype == k.dtype == v.dtype == keys.dtype == values.dtype
+        assert keys.is_contiguous() and values.is_contiguous()
+        assert keys.shape[2:].numel() == k.width == v.width and q.width % k.width == 0
+        turned, out = self._buffer(q.width, q.dtype), self._buffer(q.width, q.dtype)
+        self._native.add_attend(rotation.index, q.buffer, k.buffer, v.buffer, turned.buffer, out.buffer,
+                                keys.data_ptr(), values.data_ptr(), self._cache.page_size, q.width // head_dim,
+                                k.width // head_dim, head_dim, head_dim ** -0.5, _is_bf16(q.dtype))
+        size = q.dtype.itemsize
+        self._steps.append(Step("attention", 0, (4 * q.width + 4 * k.width) * size,
+                                bytes_per_key=2 * k.width * size, flops_per_key=4 * q.width))
+        self._linear_x.append(None)
+        return out
+
+    def gate(self, gate: Traced, up: Traced) -> Traced:
+        """Record `kernels.swiglu.swiglu`."""
+        assert (gate.width, gate.dtype) == (up.width, up.dtype)
+        out = self._buffer(gate.width, gate.dtype)
+        self._native.add_gate(gate.buffer, up.buffer, out.buffer, gate.width, _is_bf16(gate.dtype))
+        self._note("gate", per_row=3 * gate.width * gate.dtype.itemsize)
+        return out
+
+    def finish(self, out: Traced) -> Program:
+        """Return the program whose runs give `out`. Nothing may be recorded afterwards."""
+        self._native.finish(out.buffer)
+        return Program(self._native, tuple(self._steps), tuple(self._rotations), self._cache, out,
+                       tuple(self._kept))
+
+    def _buffer(self, width: int, dtype: torch.dtype) -> Traced:
+        return Traced(self, self._native.add_buffer(width, _is_bf16(dtype)), width, dtype)
+
+    def _address(self, tensor: Tensor) -> int:
+        assert tensor.is_contiguous() and tensor.device.type == "cpu"
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _note(self, name: str, *, per_row: int) -> None:
+        self._steps.append(Step(name, 0, per_row))
+        self._linear_x.append(None)
+
+    def _note_linear(self, x: Traced, packed: PackedWeight, out: Traced) -> None:
+        num_outputs, fixed = packed.num_outputs, packed.packed.numel()
+        per_row = x.width * x.dtype.itemsize
+        if self._linear_x and self._linear_x[-1] == x.buffer:
+            before = self._steps.pop()
+            num_outputs += before.flops_per_row // (2 * x.width)
+            fixed, per_row = fixed + before.bytes_fixed, before.bytes_per_row
+            self._linear_x.pop()
+        self._steps.append(Step(f"linear {x.width} -> {num_outputs}", fixed,
+                                per_row + out.width * out.dtype.itemsize,
+                                flops_per_row=2 * x.width * num_outputs))
+        self._linear_x.append(x.buffer)
+
+
+class Program:
+    """A recorded forward. Belongs to one caller at a time, like the cache it writes to."""
+
+    def __init__(self, native: object, steps: tuple[Step, ...], rotations: tuple[Rotate, ...], cache: KvCache,
+                 out: Traced, kept: tuple[object, ...]) -> None:
+        self.steps = steps
+        self._native, self._rotations, self._cache, self._kept = native, rotations, cache, kept
+        self._width, self._dtype = out.width, out.dtype
+
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput) -> Tensor:
+        """Return what the recorded forward returns for a pack over the recorder's cache."""
+        assert attn.cache is self._cache, "a program runs over the cache it was recorded for"
+        plan = plan_attention(attn)
+        ids_T = token_ids_T.to(torch.int64).contiguous()
+        num_rows = ids_T.shape[0]
+        angles = [tensor for rotate in self._rotations for tensor in rotate(positions_T)]
+        assert num_rows == attn.query_starts[-1] and all(angle.shape[0] == num_rows for angle in angles)
+        out_TD = torch.empty(num_rows, self._width, dtype=self._dtype)
+        self._native.run(ids_T.data_ptr(), [angle.data_ptr() for angle in angles], plan.slots_T.data_ptr(),
+                         plan.page_table_SP.data_ptr(), plan.page_table_SP.shape[1],
+                         plan.query_starts.data_ptr(), plan.context_lens_S.data_ptr(), len(attn.context_lens),
+                         num_rows, out_TD.data_ptr())
+        return out_TD
+
+    def measure(self, run: Callable[[], object]) -> tuple[float, list[float]]:
+        """Return the seconds of a call in all, and those of each step within it."""
+        self._native.set_measured(True)
+        try:
+            started = time.perf_counter()
+            run()
+            total_s = time.perf_counter() - started
+            return total_s, [nanoseconds * 1e-9 for nanoseconds in self._native.take_times()]
+        finally:
+            self._native.set_measured(False)
+
+
+def _is_bf16(dtype: torch.dtype) -> bool:
+    assert dtype in (torch.bfloat16, torch.float32)
+    return dtype == torch.bfloat16
