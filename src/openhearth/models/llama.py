@@ -157,6 +157,14 @@ class Llama(nn.Module):
                            self._packed_tied_head, torch.float32)
         return self.lm_head(hidden_RD, torch.float32)
 
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the output matrix, as the kernels read it."""
+        weight, packed = self.model.embed_tokens.weight, self._packed_tied_head
+        if not self.spec.is_tied:
+            weight, packed = self.lm_head.weight, self.lm_head.packed
+        return weight.nbytes if packed is None else packed.packed.nbytes
+
     def pack_tied_head(self, *, is_trainable: bool) -> None:
         """Lay the embedding table out for the native kernels, where it is also the output matrix."""
         self._packed_tied_head = PackedWeight(self.model.embed_tokens.weight)
