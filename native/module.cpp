@@ -30,6 +30,7 @@ Isa usable(int number) {
 }
 
 Number number_of(bool is_bf16) { return is_bf16 ? Number::bf16 : Number::f32; }
+Activation activation_of(bool is_gelu) { return is_gelu ? Activation::gelu : Activation::silu; }
 
 template <typename T = const void>
 T* at(Address address) {
@@ -78,13 +79,13 @@ void call_rms_norm(int isa, Address x, std::int64_t x_stride, Address delta, std
     rms_norm(chosen, call);
 }
 
-void call_swiglu(int isa, Address gate, std::int64_t gate_stride, Address up, std::int64_t up_stride, Address out,
-                 std::int64_t num_rows, std::int64_t size, bool is_bf16) {
+void call_glu(int isa, Address gate, std::int64_t gate_stride, Address up, std::int64_t up_stride, Address out,
+                 std::int64_t num_rows, std::int64_t size, bool is_bf16, bool is_gelu) {
     const Isa chosen = usable(isa);
-    const SwigluCall call{at(gate), at(up), at<void>(out), gate_stride, up_stride, num_rows, size,
-                          number_of(is_bf16)};
+    const GluCall call{at(gate), at(up), at<void>(out), gate_stride, up_stride, num_rows, size, number_of(is_bf16),
+                       activation_of(is_gelu)};
     nb::gil_scoped_release without_lock;
-    swiglu(chosen, call);
+    glu(chosen, call);
 }
 
 void call_embed(int isa, Address table, Address token_ids, Address out, std::int64_t num_rows, std::int64_t size,
@@ -147,8 +148,9 @@ void add_attend(Program& program, int rotation, int q, int k, int v, int turned,
     program.add(AttendStep{turning, attending, rotation, q, k, v, turned, out});
 }
 
-void add_gate(Program& program, int gate, int up, int out, std::int64_t size, bool is_bf16) {
-    program.add(GateStep{{nullptr, nullptr, nullptr, size, size, 0, size, number_of(is_bf16)}, gate, up, out});
+void add_glu(Program& program, int gate, int up, int out, std::int64_t size, bool is_bf16, bool is_gelu) {
+    const GluCall call{nullptr, nullptr, nullptr, size, size, 0, size, number_of(is_bf16), activation_of(is_gelu)};
+    program.add(GluStep{call, gate, up, out});
 }
 
 void run_program(Program& program, Address token_ids, const std::vector<Address>& rotations, Address slots,
@@ -182,7 +184,7 @@ NB_MODULE(_native, module) {
     module.def("unpack_weight", &call_unpack);
     module.def("linear", &call_linear);
     module.def("rms_norm", &call_rms_norm);
-    module.def("swiglu", &call_swiglu);
+    module.def("glu", &call_glu);
     module.def("embed", &call_embed);
     module.def("attend", &call_attend);
     nb::class_<Program>(module, "Program", "Recorded steps of a forward pass; see native/program.h.")
@@ -194,7 +196,7 @@ NB_MODULE(_native, module) {
         .def("add_norm", &add_norm)
         .def("add_linear", &add_linear)
         .def("add_attend", &add_attend)
-        .def("add_gate", &add_gate)
+        .def("add_glu", &add_glu)
         .def("finish", &Program::finish)
         .def("run", &run_program)
         .def("set_measured", &Program::set_measured)

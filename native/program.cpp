@@ -17,7 +17,7 @@ std::vector<int> buffers_of(const LinearStep& step) {
     return all;
 }
 std::vector<int> buffers_of(const AttendStep& step) { return {step.q, step.k, step.v, step.turned, step.out}; }
-std::vector<int> buffers_of(const GateStep& step) { return {step.gate, step.up, step.out}; }
+std::vector<int> buffers_of(const GluStep& step) { return {step.gate, step.up, step.out}; }
 
 std::int64_t bytes_of(Number number) { return number == Number::bf16 ? 2 : 4; }
 std::int64_t round_up(std::int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
@@ -156,12 +156,12 @@ void Program::compute(AttendStep& step, const Pack& pack) {
     attention(isa_, attending);
 }
 
-void Program::compute(GateStep& step, const Pack& pack) {
+void Program::compute(GluStep& step, const Pack& pack) {
     step.call.num_rows = pack.num_rows;
     step.call.gate = place(step.gate);
     step.call.up = place(step.up);
     step.call.out = place(step.out);
-    swiglu(isa_, step.call);
+    glu(isa_, step.call);
 }
 
 void Program::set_measured(bool is_measured) {

@@ -42,12 +42,12 @@ struct AttendStep {
     int rotation, q, k, v, turned, out;
 };
 
-struct GateStep {
-    SwigluCall call;
+struct GluStep {
+    GluCall call;
     int gate, up, out;
 };
 
-using Step = std::variant<EmbedStep, NormStep, LinearStep, AttendStep, GateStep>;
+using Step = std::variant<EmbedStep, NormStep, LinearStep, AttendStep, GluStep>;
 
 // What changes from run to run. rotations: cos and sin of each, one after the other.
 struct Pack {
@@ -92,7 +92,7 @@ private:
     void compute(NormStep& step, const Pack& pack);
     void compute(LinearStep& step, const Pack& pack);
     void compute(AttendStep& step, const Pack& pack);
-    void compute(GateStep& step, const Pack& pack);
+    void compute(GluStep& step, const Pack& pack);
 
     Isa isa_;
     std::vector<Step> steps_;

@@ -1,5 +1,5 @@
 // What happens to one row of a pack between matrix products: RMSNorm with the residual sum before it,
-// rotary embedding with the write of keys and values, SwiGLU, and the embedding before them all.
+// rotary embedding with the write of keys and values, gated units, and the embedding before them all.
 //
 // Order of arithmetic: every row is computed alone, in an order that depends on its length and the
 // instruction set, never on the number of rows, their position or the threads.
@@ -25,13 +25,17 @@ struct RmsNormCall {
     Number out_number;                            // of weight and out
 };
 
-// out = silu(gate) * up; silu is rounded to the rows' type before the product.
-struct SwigluCall {
+// What a gate passes through. gelu: the form with tanh.
+enum class Activation : int { silu = 0, gelu = 1 };
+
+// out = activation(gate) * up; the activation is rounded to the rows' type before the product.
+struct GluCall {
     const void *gate, *up;
     void* out;                                    // contiguous rows
     std::int64_t gate_stride, up_stride;
     std::int64_t num_rows, size;
     Number number;
+    Activation activation;
 };
 
 // out = the rows of a table that token ids name; bf16 ones may be widened to float32.
@@ -60,8 +64,8 @@ struct RopeCall {
 // Rows [row, row_end) of a call.
 void rms_norm_avx2(const RmsNormCall& call, std::int64_t row, std::int64_t row_end);
 void rms_norm_avx512(const RmsNormCall& call, std::int64_t row, std::int64_t row_end);
-void swiglu_avx2(const SwigluCall& call, std::int64_t row, std::int64_t row_end);
-void swiglu_avx512(const SwigluCall& call, std::int64_t row, std::int64_t row_end);
+void glu_avx2(const GluCall& call, std::int64_t row, std::int64_t row_end);
+void glu_avx512(const GluCall& call, std::int64_t row, std::int64_t row_end);
 void rope_avx2(const RopeCall& call, std::int64_t row, std::int64_t row_end);
 void rope_avx512(const RopeCall& call, std::int64_t row, std::int64_t row_end);
 void embed_avx2(const EmbedCall& call, std::int64_t row, std::int64_t row_end);
@@ -69,7 +73,7 @@ void embed_avx512(const EmbedCall& call, std::int64_t row, std::int64_t row_end)
 
 // The whole call on the pool. The instruction set must not be missing.
 void rms_norm(Isa isa, const RmsNormCall& call);
-void swiglu(Isa isa, const SwigluCall& call);
+void glu(Isa isa, const GluCall& call);
 void rope(Isa isa, const RopeCall& call);
 void embed(Isa isa, const EmbedCall& call);
 

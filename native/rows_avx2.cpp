@@ -6,9 +6,7 @@ void rms_norm_avx2(const RmsNormCall& call, std::int64_t row, std::int64_t row_e
     rms_norm_rows(call, row, row_end);
 }
 
-void swiglu_avx2(const SwigluCall& call, std::int64_t row, std::int64_t row_end) {
-    for_rows(call, row, row_end, swiglu_row<std::uint16_t>, swiglu_row<float>);
-}
+void glu_avx2(const GluCall& call, std::int64_t row, std::int64_t row_end) { glu_rows(call, row, row_end); }
 
 void rope_avx2(const RopeCall& call, std::int64_t row, std::int64_t row_end) {
     for_rows(call, row, row_end, rope_row<std::uint16_t>, rope_row<float>);

@@ -6,9 +6,7 @@ void rms_norm_avx512(const RmsNormCall& call, std::int64_t row, std::int64_t row
     rms_norm_rows(call, row, row_end);
 }
 
-void swiglu_avx512(const SwigluCall& call, std::int64_t row, std::int64_t row_end) {
-    for_rows(call, row, row_end, swiglu_row<std::uint16_t>, swiglu_row<float>);
-}
+void glu_avx512(const GluCall& call, std::int64_t row, std::int64_t row_end) { glu_rows(call, row, row_end); }
 
 void rope_avx512(const RopeCall& call, std::int64_t row, std::int64_t row_end) {
     for_rows(call, row, row_end, rope_row<std::uint16_t>, rope_row<float>);

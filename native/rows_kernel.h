@@ -37,20 +37,27 @@ void rms_norm_row(const RmsNormCall& call, std::int64_t row) {
     });
 }
 
-// x / (1 + e^-x), with an exponential that cannot overflow.
-inline Vec silu(Vec x) {
+// 1 / (1 + e^-x), with an exponential that cannot overflow.
+inline Vec sigmoid(Vec x) {
     const Vec z = exp_of_negative(negative_size(x)), one = all(1.0f);
-    const Vec share = div(choose(less(x, zeros()), z, one), add(one, z));
-    return mul(x, share);
+    return div(choose(less(x, zeros()), z, one), add(one, z));
 }
 
-template <typename X>
-void swiglu_row(const SwigluCall& call, std::int64_t row) {
+inline Vec silu(Vec x) { return mul(x, sigmoid(x)); }
+
+// x (1 + tanh(w / 2)) / 2 = x sigmoid(w), with w = 2 sqrt(2 / pi) (x + 0.044715 x^3) (arXiv 1606.08415, section 2).
+inline Vec gelu(Vec x) {
+    const Vec cubic = fma(mul(mul(x, x), all(0.044715f)), x, x);
+    return mul(x, sigmoid(mul(cubic, all(1.59576912f))));
+}
+
+template <typename X, Vec (*activation)(Vec)>
+void glu_row(const GluCall& call, std::int64_t row) {
     const X* const gate = static_cast<const X*>(call.gate) + row * call.gate_stride;
     const X* const up = static_cast<const X*>(call.up) + row * call.up_stride;
     X* const out = static_cast<X*>(call.out) + row * call.size;
     for_each_vector(call.size, [&](std::int64_t i, std::int64_t count) {
-        const Vec gated = rounded(silu(load_some(gate + i, count)), X{});
+        const Vec gated = rounded(activation(load_some(gate + i, count)), X{});
         store_some(out + i, mul(gated, load_some(up + i, count)), count);
     });
 }
@@ -106,6 +113,13 @@ inline void embed_rows(const EmbedCall& call, std::int64_t row, std::int64_t row
     if (call.number == Number::bf16) {
         one = call.out_number == Number::f32 ? embed_row<std::uint16_t, float> : embed_row<std::uint16_t, std::uint16_t>;
     }
+    for (; row < row_end; ++row) one(call, row);
+}
+
+inline void glu_rows(const GluCall& call, std::int64_t row, std::int64_t row_end) {
+    const bool is_gelu = call.activation == Activation::gelu;
+    auto one = is_gelu ? glu_row<float, gelu> : glu_row<float, silu>;
+    if (call.number == Number::bf16) one = is_gelu ? glu_row<std::uint16_t, gelu> : glu_row<std::uint16_t, silu>;
     for (; row < row_end; ++row) one(call, row);
 }
 

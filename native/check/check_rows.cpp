@@ -1,4 +1,4 @@
-// Runs RMSNorm, SwiGLU, embedding, rope and attention on every instruction set this CPU has, with buffers that end (or
+// Runs RMSNorm, gated units, embedding, rope and attention on every instruction set this CPU has, with buffers that end (or
 // start) at a page that may not be touched, and compares with sums in double. Built and run by check/run.sh.
 #include <cmath>
 #include <cstdint>
@@ -64,10 +64,13 @@ void check_embed(Isa isa, std::int64_t rows, std::int64_t size, Number number, N
 
 void check_gate(Isa isa, std::int64_t rows, std::int64_t size, Number number, bool is_at_end) {
     Drawn x(rows * size, number, is_at_end), delta(rows * size, number, is_at_end), out(rows * size, number, is_at_end);
-    swiglu(isa, SwigluCall{x.address(), delta.address(), out.address(), size, size, rows, size, number});
-    for (std::int64_t at = 0; at < rows * size; ++at) {
-        const double gate = x.get(at), wanted = gate / (1 + std::exp(-gate)) * delta.get(at);
-        expect(is_near(out.get(at), wanted, 0.01, number), "gate", rows, size);
+    for (Activation activation : {Activation::silu, Activation::gelu}) {
+        glu(isa, GluCall{x.address(), delta.address(), out.address(), size, size, rows, size, number, activation});
+        for (std::int64_t at = 0; at < rows * size; ++at) {
+            const double gate = x.get(at);
+            const double inner = activation == Activation::silu ? gate : 1.5957691216 * (gate + 0.044715 * gate * gate * gate);
+            expect(is_near(out.get(at), gate / (1 + std::exp(-inner)) * delta.get(at), 0.01, number), "gate", rows, size);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from openhearth.kernels import select
 from openhearth.kernels.attention.inputs import AttnInput, KvCache
 from openhearth.kernels.attention.native import plan_attention
+from openhearth.kernels.glu.reference import Activation
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.rope.reference import Rotation
 from openhearth.kernels.traced import Traced, TracedPack, TracedRotation
@@ -114,12 +115,13 @@ class Recorder:
         self._linear_x.append(None)
         return out
 
-    def gate(self, gate: Traced, up: Traced) -> Traced:
-        """Record `kernels.swiglu.swiglu`."""
+    def glu(self, gate: Traced, up: Traced, activation: Activation) -> Traced:
+        """Record `kernels.glu.glu`."""
         assert (gate.width, gate.dtype) == (up.width, up.dtype)
         out = self._buffer(gate.width, gate.dtype)
-        self._native.add_gate(gate.buffer, up.buffer, out.buffer, gate.width, _is_bf16(gate.dtype))
-        self._note("gate", per_row=3 * gate.width * gate.dtype.itemsize)
+        self._native.add_glu(gate.buffer, up.buffer, out.buffer, gate.width, _is_bf16(gate.dtype),
+                             activation == "gelu_tanh")
+        self._note("gated unit", per_row=3 * gate.width * gate.dtype.itemsize)
         return out
 
     def finish(self, out: Traced) -> Program:

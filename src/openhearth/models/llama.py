@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from openhearth.kernels import attention
 from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.embedding import embed
+from openhearth.kernels.glu import glu
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.rms_norm import add_rms_norm, rms_norm
 from openhearth.kernels.rope import compute_rotation
 from openhearth.kernels.rope.reference import Rotation, inverse_frequencies
-from openhearth.kernels.swiglu import swiglu
 from openhearth.models.linear import Linear, project
 from openhearth.spec import ModelSpec
 
@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.has_mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)), RESIDUAL)
+        return self.down_proj(glu(self.gate_proj(x_TD), self.up_proj(x_TD)), RESIDUAL)
 
 
 class Layer(nn.Module):
