@@ -2,6 +2,7 @@
 // and types and keep the memory alive; the functions give the interpreter's lock away.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include "attention.h"
@@ -136,6 +137,24 @@ void add_linear(Program& program, int x, int out, Address weight, Address bias, 
     program.add(LinearStep{{call}, x, {out}});
 }
 
+// What add_linear and add_lora know of a packed weight: its address, bias, outputs and inputs.
+using Weight = std::tuple<Address, Address, std::int64_t, std::int64_t>;
+
+// slots: A, B and the scale of each; addresses of 0 where a slot has nothing.
+void add_lora(Program& program, int x, int low, int delta, int y,
+              const std::vector<std::tuple<Weight, Weight, float>>& slots, bool is_bf16, bool is_y_bf16) {
+    const auto call_of = [&](const Weight& weight, Number out_number) {
+        const auto [address, bias, num_outputs, num_inputs] = weight;
+        return LinearCall{nullptr, num_inputs, at(address), at<const float>(bias), nullptr, num_outputs, 0,
+                          num_outputs, num_inputs, number_of(is_bf16), out_number};
+    };
+    LoraStep step{{}, x, low, delta, y, number_of(is_y_bf16)};
+    for (const auto& [a, b, scale] : slots) {
+        step.slots.push_back({call_of(a, number_of(is_bf16)), call_of(b, Number::f32), scale});
+    }
+    program.add(step);
+}
+
 void add_attend(Program& program, int rotation, int q, int k, int v, int turned, int out, Address keys, Address values,
                 std::int64_t page_size, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
                 float scale, bool is_bf16) {
@@ -155,11 +174,13 @@ void add_glu(Program& program, int gate, int up, int out, std::int64_t size, boo
 
 void run_program(Program& program, Address token_ids, const std::vector<Address>& rotations, Address slots,
                  Address page_table, std::int64_t pages_per_sequence, Address query_starts, Address context_lens,
-                 std::int64_t num_sequences, std::int64_t num_rows, Address out) {
-    Pack pack{at<const std::int64_t>(token_ids), {}, at<const std::int64_t>(slots), at<const std::int64_t>(page_table),
+                 std::int64_t num_sequences, std::int64_t num_rows,
+                 const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& adapters, Address out) {
+    Pack pack{at<const std::int64_t>(token_ids), {}, {}, at<const std::int64_t>(slots), at<const std::int64_t>(page_table),
               at<const std::int64_t>(query_starts), at<const std::int64_t>(context_lens), num_rows, num_sequences,
               pages_per_sequence, at<void>(out)};
     for (Address rotation : rotations) pack.rotations.push_back(at<const float>(rotation));
+    for (const auto& [start, end, slot] : adapters) pack.adapters.push_back({start, end, slot});
     nb::gil_scoped_release without_lock;
     program.run(pack);
 }
@@ -195,6 +216,7 @@ NB_MODULE(_native, module) {
         .def("add_embed", &add_embed)
         .def("add_norm", &add_norm)
         .def("add_linear", &add_linear)
+        .def("add_lora", &add_lora)
         .def("add_attend", &add_attend)
         .def("add_glu", &add_glu)
         .def("finish", &Program::finish)

@@ -16,6 +16,7 @@ std::vector<int> buffers_of(const LinearStep& step) {
     all.push_back(step.x);
     return all;
 }
+std::vector<int> buffers_of(const LoraStep& step) { return {step.x, step.low, step.delta, step.y}; }
 std::vector<int> buffers_of(const AttendStep& step) { return {step.q, step.k, step.v, step.turned, step.out}; }
 std::vector<int> buffers_of(const GluStep& step) { return {step.gate, step.up, step.out}; }
 
@@ -31,7 +32,9 @@ int Program::add_buffer(std::int64_t width, Number number) {
 
 void Program::add(Step step) {
     auto* const linear = std::get_if<LinearStep>(&step);
-    auto* const last = steps_.empty() ? nullptr : std::get_if<LinearStep>(&steps_.back());
+    auto before = steps_.rbegin();
+    while (before != steps_.rend() && std::holds_alternative<LoraStep>(*before)) ++before;
+    auto* const last = before == steps_.rend() ? nullptr : std::get_if<LinearStep>(&*before);
     if (linear != nullptr && last != nullptr && linear->x == last->x) {
         last->calls.insert(last->calls.end(), linear->calls.begin(), linear->calls.end());
         last->outs.insert(last->outs.end(), linear->outs.begin(), linear->outs.end());
@@ -132,6 +135,23 @@ void Program::compute(LinearStep& step, const Pack& pack) {
         step.calls[i].out = place(step.outs[i]);
     }
     linear(isa_, step.calls.data(), step.calls.size());
+}
+
+void Program::compute(LoraStep& step, const Pack& pack) {
+    for (const AdapterRange& range : pack.adapters) {
+        if (range.slot >= std::int64_t(step.slots.size())) continue;
+        LoraStep::Pair& pair = step.slots[std::size_t(range.slot)];
+        if (pair.a.weight == nullptr) continue;
+        pair.a.num_rows = pair.b.num_rows = range.end - range.start;
+        pair.a.x = place(step.x, range.start);
+        pair.a.out = place(step.low);
+        linear(isa_, &pair.a, 1);
+        pair.b.x = pair.a.out;
+        pair.b.out = place(step.delta);
+        linear(isa_, &pair.b, 1);
+        add_scaled(isa_, AddScaledCall{place(step.y, range.start), static_cast<const float*>(pair.b.out),
+                                       pair.b.num_rows, pair.b.num_outputs, pair.scale, step.number});
+    }
 }
 
 void Program::compute(AttendStep& step, const Pack& pack) {

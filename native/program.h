@@ -47,12 +47,29 @@ struct GluStep {
     int gate, up, out;
 };
 
-using Step = std::variant<EmbedStep, NormStep, LinearStep, AttendStep, GluStep>;
+// y += scale * B(A(x)) for rows with an adapter in a slot that has one here.
+struct LoraStep {
+    struct Pair {
+        LinearCall a, b;  // of no address where the slot has nothing
+        float scale;
+    };
+    std::vector<Pair> slots;
+    int x, low, delta, y;  // low: rows of A's outputs; delta: float32 rows of B's
+    Number number;         // of y
+};
+
+using Step = std::variant<EmbedStep, NormStep, LinearStep, LoraStep, AttendStep, GluStep>;
+
+// Rows [start, end) of a pack take the adapters in one slot.
+struct AdapterRange {
+    std::int64_t start, end, slot;
+};
 
 // What changes from run to run. rotations: cos and sin of each, one after the other.
 struct Pack {
     const std::int64_t* token_ids;
     std::vector<const float*> rotations;
+    std::vector<AdapterRange> adapters;
     const std::int64_t *slots, *page_table, *query_starts, *context_lens;
     std::int64_t num_rows, num_sequences, pages_per_sequence;
     void* out;
@@ -64,7 +81,7 @@ public:
 
     int add_buffer(std::int64_t width, Number number);
 
-    // Products of the same x in a row become one step.
+    // Products of the same x in a row become one step; adapters that only touch their outputs wait for it.
     void add(Step step);
 
     // Lays the buffers out; `out` is the one that a run leaves its result in. Nothing is added afterwards.
@@ -87,10 +104,14 @@ private:
     };
 
     void* place(int buffer) const { return addresses_[std::size_t(buffer)]; }
+    void* place(int buffer, std::int64_t row) const {
+        return static_cast<char*>(place(buffer)) + row * buffers_[std::size_t(buffer)].row_bytes;
+    }
     void lay_out(const Pack& pack);
     void compute(EmbedStep& step, const Pack& pack);
     void compute(NormStep& step, const Pack& pack);
     void compute(LinearStep& step, const Pack& pack);
+    void compute(LoraStep& step, const Pack& pack);
     void compute(AttendStep& step, const Pack& pack);
     void compute(GluStep& step, const Pack& pack);
 

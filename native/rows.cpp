@@ -41,11 +41,13 @@ void rope(Isa isa, const RopeCall& call) {
     run_rows(call, (call.num_heads + 2 * call.num_kv_heads) * call.head_dim, HEARTH_PICK(isa, rope));
 }
 void embed(Isa isa, const EmbedCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, embed)); }
+void add_scaled(Isa isa, const AddScaledCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, add_scaled)); }
 #else  // every instruction set is missing here, so these are never called
 void rms_norm(Isa, const RmsNormCall&) {}
 void glu(Isa, const GluCall&) {}
 void rope(Isa, const RopeCall&) {}
 void embed(Isa, const EmbedCall&) {}
+void add_scaled(Isa, const AddScaledCall&) {}
 #endif
 
 }  // namespace hearth

@@ -69,12 +69,13 @@ class _TimedHead(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.spec, self.dtype, self.device = model.spec, model.dtype, model.device
+        self.spec, self.adapters = model.spec, model.adapters
+        self.dtype, self.device = model.dtype, model.device
         self.seconds = 0.0
         self.num_rows = 0
 
-    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: object) -> Tensor:
-        return self.model(token_ids_T, positions_T, attn)
+    def forward(self, *pack: object) -> Tensor:
+        return self.model(*pack)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         started = time.perf_counter()
@@ -154,7 +155,8 @@ def _kernels(engine: Engine, head: _TimedHead, yardsticks: Yardsticks, sizes: tu
         kernels[step.name] = KernelTime(
             step.name, before.num_calls + 1, before.seconds + seconds, before.num_bytes + num_bytes,
             before.flops + flops, before.limit_s + _limit_s(num_bytes, flops, yardsticks))
-    head_bytes, head_flops = head.model.head_bytes, 2 * head.spec.vocab_size * head.spec.hidden_size * num_drawn
+    head_bytes = head.model.head_bytes
+    head_flops = 2 * head.spec.vocab_size * head.spec.hidden_size * num_drawn
     kernels["logits"] = KernelTime("logits", 1, head_s, head_bytes, head_flops,
                                    _limit_s(head_bytes, head_flops, yardsticks))
     rest_s = total_s - head_s - sum(steps_s)

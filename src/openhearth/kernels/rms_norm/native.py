@@ -53,7 +53,8 @@ def _add_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float,
     out_TD = torch.empty(num_rows, width, dtype=weight_D.dtype)
     select.native().rms_norm(select.isa_number(isa), x_TD.data_ptr(), x_TD.stride(0), delta_TD.data_ptr(),
                              delta_TD.stride(0), weight_D.data_ptr(), sum_TD.data_ptr(), out_TD.data_ptr(),
-                             num_rows, width, eps, x_TD.dtype == torch.bfloat16, weight_D.dtype == torch.bfloat16)
+                             num_rows, width, eps, x_TD.dtype == torch.bfloat16,
+                             weight_D.dtype == torch.bfloat16)
     return sum_TD, out_TD
 
 
