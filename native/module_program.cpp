@@ -66,15 +66,27 @@ void add_glu(Program& program, int gate, int up, int out, std::int64_t size, boo
     program.add(GluStep{call, gate, up, out});
 }
 
+void expect_inside(const std::int64_t* numbers, std::int64_t count, std::int64_t end, const char* what) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        if (numbers[i] < 0 || numbers[i] >= end) throw nb::index_error(what);
+    }
+}
+
+// limits: how many token ids, slots and pages there are; nothing outside them is read or written.
 void run_program(Program& program, Address token_ids, const std::vector<Address>& rotations, Address slots,
                  Address page_table, std::int64_t pages_per_sequence, Address query_starts, Address context_lens,
                  std::int64_t num_sequences, std::int64_t num_rows,
-                 const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& adapters, Address out) {
+                 const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& adapters,
+                 const std::tuple<std::int64_t, std::int64_t, std::int64_t>& limits, Address out) {
     Pack pack{at<const std::int64_t>(token_ids), {}, {}, at<const std::int64_t>(slots), at<const std::int64_t>(page_table),
               at<const std::int64_t>(query_starts), at<const std::int64_t>(context_lens), num_rows, num_sequences,
               pages_per_sequence, at<void>(out)};
     for (Address rotation : rotations) pack.rotations.push_back(at<const float>(rotation));
     for (const auto& [start, end, slot] : adapters) pack.adapters.push_back({start, end, slot});
+    const auto [num_tokens, num_slots, num_pages] = limits;
+    expect_inside(pack.token_ids, num_rows, num_tokens, "a token id is outside the embedding table");
+    expect_inside(pack.slots, num_rows, num_slots, "a slot is outside the cache");
+    expect_inside(pack.page_table, num_sequences * pages_per_sequence, num_pages, "a page is outside the cache");
     nb::gil_scoped_release without_lock;
     program.run(pack);
 }

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from openhearth.kernels import select
 from openhearth.kernels.attention.inputs import AttnInput, KvCache
-from openhearth.kernels.attention.native import plan_attention
 from openhearth.kernels.glu.reference import Activation
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.lora import AdapterRows
@@ -76,6 +75,7 @@ class Recorder:
         self._notes: list[_Note] = []
         self._rotations: list[Rotate] = []
         self._kept: list[object] = [cache]
+        self._num_tokens = 0
 
     def pack(self) -> TracedPack:
         """Return the stand-in for a pack's token ids, positions and layout."""
@@ -88,7 +88,7 @@ class Recorder:
 
     def embed(self, table_VD: Tensor, out_dtype: torch.dtype) -> Traced:
         """Record `kernels.embedding.embed`."""
-        width = table_VD.shape[1]
+        self._num_tokens, width = table_VD.shape
         out = self._buffer(width, out_dtype)
         self._native.add_embed(self._address(table_VD), width, _is_bf16(table_VD.dtype), out.buffer,
                                _is_bf16(out_dtype))
@@ -165,7 +165,8 @@ class Recorder:
         """Return the program whose runs give `out`. Nothing may be recorded afterwards."""
         self._native.finish(out.buffer)
         steps = tuple(note.step for note in self._notes)
-        return Program(self._native, steps, tuple(self._rotations), self._cache, out, tuple(self._kept))
+        return Program(self._native, steps, tuple(self._rotations), self._cache, self._num_tokens, out,
+                       tuple(self._kept))
 
     def _buffer(self, width: int, dtype: torch.dtype) -> Traced:
         return Traced(self, self._native.add_buffer(width, _is_bf16(dtype)), width, dtype)
@@ -202,26 +203,34 @@ class Program:
     """A recorded forward. Belongs to one caller at a time, like the cache it writes to."""
 
     def __init__(self, native: object, steps: tuple[Step, ...], rotations: tuple[Rotate, ...], cache: KvCache,
-                 out: Traced, kept: tuple[object, ...]) -> None:
-        self.steps = steps
+                 num_tokens: int, out: Traced, kept: tuple[object, ...]) -> None:
+        self.steps, self._num_tokens = steps, num_tokens
         self._native, self._rotations, self._cache, self._kept = native, rotations, cache, kept
         self._width, self._dtype = out.width, out.dtype
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput,
                 adapters: AdapterRows | None = None) -> Tensor:
-        """Return what the recorded forward returns for a pack over the recorder's cache."""
+        """Return what the recorded forward returns for a pack over the recorder's cache.
+
+        Raises: IndexError for a token id, slot or page that does not exist; nothing is computed then.
+        """
         assert attn.cache is self._cache, "a program runs over the cache it was recorded for"
-        plan = plan_attention(attn)
-        ids_T = token_ids_T.to(torch.int64).contiguous()
-        num_rows = ids_T.shape[0]
+        ids_T, slots_T = token_ids_T.contiguous(), attn.slots_T.contiguous()
+        pages_SP = attn.page_table_SP.contiguous()
+        starts, lens = torch.tensor(attn.query_starts), torch.tensor(attn.context_lens)
+        num_rows, num_sequences = ids_T.shape[0], lens.shape[0]
+        num_pages, page_size = self._cache.keys[0].shape[:2]
+        assert ids_T.dtype == slots_T.dtype == pages_SP.dtype == torch.int64 and slots_T.shape == (num_rows,)
+        assert pages_SP.shape[0] == num_sequences == starts.shape[0] - 1
+        assert max(attn.context_lens) <= pages_SP.shape[1] * page_size
         angles = [tensor for rotate in self._rotations for tensor in rotate(positions_T)]
         assert adapters is None or adapters.ranges[-1][1] <= num_rows
         assert num_rows == attn.query_starts[-1] and all(angle.shape[0] == num_rows for angle in angles)
         out_TD = torch.empty(num_rows, self._width, dtype=self._dtype)
-        self._native.run(ids_T.data_ptr(), [angle.data_ptr() for angle in angles], plan.slots_T.data_ptr(),
-                         plan.page_table_SP.data_ptr(), plan.page_table_SP.shape[1],
-                         plan.query_starts.data_ptr(), plan.context_lens_S.data_ptr(), len(attn.context_lens),
-                         num_rows, [] if adapters is None else list(adapters.ranges), out_TD.data_ptr())
+        self._native.run(ids_T.data_ptr(), [angle.data_ptr() for angle in angles], slots_T.data_ptr(),
+                         pages_SP.data_ptr(), pages_SP.shape[1], starts.data_ptr(), lens.data_ptr(),
+                         num_sequences, num_rows, [] if adapters is None else list(adapters.ranges),
+                         (self._num_tokens, num_pages * page_size, num_pages), out_TD.data_ptr())
         return out_TD
 
     def measure(self, run: Callable[[], object]) -> tuple[float, list[float]]:

@@ -10,6 +10,7 @@ from support.packs import PagedRunner
 from support.tiny import build_llama
 
 from openhearth.formats import open_checkpoint
+from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.models import load_model, record
 from openhearth.models.linear import Linear
 from openhearth.spec import read_spec
@@ -84,6 +85,21 @@ def test_steps_are_measured_only_when_asked(tmp_path):
     assert len(steps_s) == len(program.steps) and 0 < sum(steps_s) < total_s and min(steps_s) >= 0
     runner.step(STEPS[3])
     assert program.measure(lambda: None)[1] == [0] * len(program.steps)
+
+
+def test_what_lies_outside_table_and_cache_is_never_touched(tmp_path):
+    model = load(build(tmp_path), torch.float32)
+    cache = PagedRunner(model, num_pages=4, page_size=8).cache
+    program = record(model, cache)
+
+    def run(token=1, slot=0, page=0):
+        attn = AttnInput((0, 1), (1,), cache, torch.tensor([slot]), torch.tensor([[page]]))
+        return program.forward(torch.tensor([token]), torch.tensor([0]), attn)
+
+    assert run(token=511, slot=31, page=3).isfinite().sum() == 0, "the last page holds NaN"
+    for wrong in ({"token": 512}, {"token": -1}, {"slot": 32}, {"slot": -1}, {"page": 4}, {"page": -1}):
+        with pytest.raises(IndexError, match="is outside"):
+            run(**wrong)
 
 
 def test_weights_that_may_change_are_not_recorded(tmp_path):
