@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from openhearth.engine.memory import PagedCache, available_bytes, choose_num_pages
 from openhearth.engine.packing import pack
 from openhearth.engine.pages import PageTable
-from openhearth.engine.penalties import TokenCounts, needs_counts
 from openhearth.engine.records import (
     Completion,
     EngineStats,
@@ -28,13 +27,14 @@ from openhearth.engine.records import (
     RequestTimings,
     TokenEvent,
 )
-from openhearth.engine.sampler import Draw, Row, draw
 from openhearth.engine.scheduler import Chunk, Scheduler
 from openhearth.engine.sequence import Sequence as Running
 from openhearth.engine.settings import EngineSettings
 from openhearth.engine.tracking import Collector, Ledger
 from openhearth.errors import HearthError, PromptTooLong, QueueFull, UsageError
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.logprob import token_logprobs
+from openhearth.kernels.sampling import Draw, Row, TokenCounts, draw, needs_counts
 
 _ROWS_AT_ONCE = 64
 """Rows of logits held at a time; a vocabulary row is up to a megabyte."""
@@ -162,12 +162,7 @@ class Engine:
             positions_T = torch.arange(len(prompt), device=self.device)
             attn = AttnInput.without_cache((len(prompt),))
             hidden_TD = self.model.forward(token_ids_T, positions_T, attn)
-            scores: list[float] = []
-            for start in range(0, len(prompt) - 1, _ROWS_AT_ONCE):
-                end = min(start + _ROWS_AT_ONCE, len(prompt) - 1)
-                logprobs_RV = torch.log_softmax(self.model.logits(hidden_TD[start:end]), dim=-1)
-                scores += logprobs_RV.gather(1, token_ids_T[start + 1:end + 1, None])[:, 0].tolist()
-        return scores
+            return token_logprobs(hidden_TD[:-1], self.model.logits, token_ids_T[1:]).tolist()
 
     def timings(self, request_id: int) -> RequestTimings:
         """Return where a request's time went so far; kept for the last thousand requests.
