@@ -99,47 +99,83 @@ struct RowView {
     float weight_scale() const { return scale_of(temperature); }
 };
 
-struct Candidate {
-    float logit, weight;
-};
+// A search for the last token that counts when tokens are taken, likeliest first, until their weights reach
+// enough. It cuts the range of the logits into bins and looks into the one where enough is reached, until few
+// are left: two passes over most of the tokens and no sort of them. Bins keep order: every step of their
+// formula does.
+struct Search {
+    static constexpr int num_bins = 512;
+    std::vector<float> logits, weights;
+    std::vector<std::int32_t> bins;
 
-// The logit of the last token that counts when tokens are taken, likeliest first, until their weights
-// reach enough; the smallest of all where they do not. Reorders them; there is at least one.
-float last_that_counts(std::vector<Candidate>& found, double enough) {
-    Candidate *begin = found.data(), *end = begin + found.size();
-    double before = 0;
-    const auto is_better = [](const Candidate& a, const Candidate& b) { return a.logit > b.logit; };
-    while (std::size_t(end - begin) > kSmall) {
-        const float a = begin->logit, b = begin[(end - begin) / 2].logit, c = end[-1].logit;
-        const float pivot = std::max(std::min(a, b), std::min(std::max(a, b), c));
-        Candidate* const above = std::partition(begin, end, [&](const Candidate& one) { return one.logit > pivot; });
-        Candidate* const equal = std::partition(above, end, [&](const Candidate& one) { return one.logit == pivot; });
-        double mass_above = 0, mass_equal = 0;
-        for (const Candidate* one = begin; one < above; ++one) mass_above += double(one->weight);
-        for (const Candidate* one = above; one < equal; ++one) mass_equal += double(one->weight);
-        if (above > begin && before + mass_above >= enough) {
-            end = above;
-        } else if (equal == end || before + mass_above + mass_equal >= enough) {
-            return pivot;
-        } else {
-            before += mass_above + mass_equal;
-            begin = equal;
+    // The smallest logit where enough is not reached. Loses the tokens; there is at least one.
+    float last_that_counts(double enough) {
+        double before = 0;
+        while (logits.size() > kSmall) {
+            const auto [least, most] = least_and_most();
+            if (least == most) return most;
+            before += narrow(double(most), double(most) - double(least), enough - before);
         }
+        std::pair<float, float> few[kSmall];
+        for (std::size_t i = 0; i < logits.size(); ++i) few[i] = {logits[i], weights[i]};
+        std::sort(few, few + logits.size(), [](const auto& a, const auto& b) { return a.first > b.first; });
+        std::size_t last = 0;
+        while (last + 1 < logits.size() && before + double(few[last].second) < enough) {
+            before += double(few[last++].second);
+        }
+        return few[last].first;
     }
-    std::sort(begin, end, is_better);
-    for (; begin + 1 < end; ++begin) {
-        before += double(begin->weight);
-        if (before >= enough) break;
+
+private:
+    // In lanes, for a single chain of comparisons would take longer than all the rest.
+    std::pair<float, float> least_and_most() const {
+        constexpr std::size_t num_lanes = 16;
+        float least[num_lanes], most[num_lanes];
+        std::fill_n(least, num_lanes, logits[0]);
+        std::fill_n(most, num_lanes, logits[0]);
+        std::size_t i = 0;
+        for (; i + num_lanes <= logits.size(); i += num_lanes) {
+            for (std::size_t j = 0; j < num_lanes; ++j) {
+                least[j] = logits[i + j] < least[j] ? logits[i + j] : least[j];
+                most[j] = logits[i + j] > most[j] ? logits[i + j] : most[j];
+            }
+        }
+        for (; i < logits.size(); ++i) {
+            least[0] = std::min(least[0], logits[i]);
+            most[0] = std::max(most[0], logits[i]);
+        }
+        return {*std::min_element(least, least + num_lanes), *std::max_element(most, most + num_lanes)};
     }
-    return begin->logit;
-}
+
+    // Keeps the tokens of the bin where enough is reached; returns the weight of those above it.
+    double narrow(double high, double range, double enough) {
+        const double density = double(num_bins) / range;
+        double masses[num_bins] = {}, before = 0;
+        bins.resize(logits.size());
+        for (std::size_t i = 0; i < logits.size(); ++i) {
+            bins[i] = std::min(num_bins - 1, int((high - double(logits[i])) * density));
+        }
+        for (std::size_t i = 0; i < logits.size(); ++i) masses[bins[i]] += double(weights[i]);
+        int bin = 0;
+        while (bin + 1 < num_bins && before + masses[bin] < enough) before += masses[bin++];
+        std::size_t kept = 0;
+        for (std::size_t i = 0; i < logits.size(); ++i) {
+            logits[kept] = logits[i];
+            weights[kept] = weights[i];
+            kept += bins[i] == bin;
+        }
+        logits.resize(kept);
+        weights.resize(kept);
+        return before;
+    }
+};
 
 // Tokens of a row that may be kept, in ascending order of their ids, and memory to choose among them. One per
 // thread, because a row's worth of fresh memory costs more than the search.
 struct Candidates {
     std::vector<float> logits, weights;
     std::vector<std::int32_t> token_ids;
-    std::vector<Candidate> pairs;
+    Search search;
 
     void gather(const RowView& row, float least) {
         logits.clear();
@@ -150,7 +186,8 @@ struct Candidates {
             if (!(row.blocks[b].most >= least)) continue;
             const std::int64_t count = row.kernels.gather(row.x + b * kBlock, row.block_size(b), least, values, places);
             logits.insert(logits.end(), values, values + count);
-            for (std::int64_t i = 0; i < count; ++i) token_ids.push_back(std::int32_t(places[i] + b * kBlock));
+            for (std::int64_t i = 0; i < count; ++i) places[i] += std::int32_t(b * kBlock);
+            token_ids.insert(token_ids.end(), places, places + count);
         }
     }
 
@@ -171,16 +208,16 @@ struct Candidates {
     }
 
     float last_by_count(std::int64_t count) {
-        pairs.clear();
-        for (float logit : logits) pairs.push_back({logit, 1.0f});
-        return last_that_counts(pairs, double(count));
+        search.logits = logits;
+        search.weights.assign(logits.size(), 1.0f);
+        return search.last_that_counts(double(count));
     }
 
     float last_by_mass(const RowView& row, double mass) {
         weigh(row);
-        pairs.clear();
-        for (std::size_t i = 0; i < logits.size(); ++i) pairs.push_back({logits[i], weights[i]});
-        return last_that_counts(pairs, mass);
+        search.logits = logits;
+        search.weights = weights;
+        return search.last_that_counts(mass);
     }
 
     // The largest logit of every group: as many tokens of the row, so that what is enough for some of them is
@@ -188,9 +225,14 @@ struct Candidates {
     void take_groups(const RowView& row) {
         logits.clear();
         for (std::int64_t b = 0; b < num_blocks(row.num_tokens); ++b) {
-            for (float most : row.blocks[b].groups) {
-                if (most >= kLowest) logits.push_back(most);
+            const float* const groups = row.blocks[b].groups;
+            std::size_t kept = logits.size();
+            logits.insert(logits.end(), groups, groups + kGroups);
+            for (std::int64_t i = 0; i < kGroups; ++i) {
+                logits[kept] = groups[i];
+                kept += groups[i] >= kLowest;
             }
+            logits.resize(kept);
         }
     }
 

@@ -8,8 +8,8 @@
 // in ascending order in double. A token that truncation leaves out has weight 0 at its place: the sums are
 // those of a row that holds -inf there.
 //
-// With u = 2^-24, a log-probability is within (14 + 3 ln V) u of the exact one, then rounded to float32: a part
-// has chains of 8 sums and 5 levels of halves, the exponential 4 u, its argument 3 u of its size, and
+// With u = 2^-24, a log-probability is within (15 + 3.1 ln V) u of the exact one, then rounded to float32: a part
+// has chains of 8 sums and 5 levels of halves, the exponential 1.2 u, its argument 3.05 u of its size, and
 // the mean size of the arguments is at most the entropy, ln V. NaN or +inf among a row's logits, and a row
 // of nothing but -inf, give NaN.
 #pragma once

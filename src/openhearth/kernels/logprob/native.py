@@ -2,7 +2,7 @@
 
 The same order of arithmetic as a draw's (`kernels/sampling/native.py`), so that a sampled token and the same
 token scored later have the same bits, for any number of rows and threads. With u = 2^-24, a logprob is
-within (14 + 3 ln V) u of the exact one, then rounded to float32.
+within (15 + 3.1 ln V) u of the exact one, then rounded to float32.
 """
 
 # R rows, V vocabulary

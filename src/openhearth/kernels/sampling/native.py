@@ -4,7 +4,7 @@ A row is drawn with the same bits alone, in any pack, with any number of threads
 addresses and the values of `noise.py`, so that a seed draws what it draws with the reference, but where two
 candidates of the race are closer than the rounding of their weights. Log-probabilities are those of
 `kernels/logprob` for the same logits, bit for bit; a row that is truncated has those of a row with -inf in
-the place of what was left out. With u = 2^-24 they are within (14 + 3 ln V) u of the exact ones, plus one
+the place of what was left out. With u = 2^-24 they are within (15 + 3.1 ln V) u of the exact ones, plus one
 rounding to float32. Truncation compares logits before temperature: two that only its rounding would make
 equal stay apart.
 
