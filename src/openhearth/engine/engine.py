@@ -231,7 +231,7 @@ class Engine:
             ready = [(sequence, last_row, row) for sequence, last_row in drawing[start:start + _ROWS_AT_ONCE]
                      if (row := self._row(sequence)) is not None]
             if ready:
-                logits_RV = self.model.logits(hidden_TD[[last_row for _, last_row, _ in ready]])
+                logits_RV = self.model.logits(_pick(hidden_TD, [last_row for _, last_row, _ in ready]))
                 draws = draw(logits_RV, [row for _, _, row in ready])
                 for (sequence, _, _), drawn in zip(ready, draws, strict=True):
                     self._accept(sequence, drawn)
@@ -298,6 +298,13 @@ class Engine:
         if not rest:
             del self._live[sequence.request_id]
             self._ledger.close(sequence.request_id)
+
+
+def _pick(hidden_TD: Tensor, rows: list[int]) -> Tensor:
+    """Return those rows; all of them, as in a step that only decodes, without a copy."""
+    if rows == list(range(len(hidden_TD))):
+        return hidden_TD
+    return hidden_TD.index_select(0, torch.tensor(rows, device=hidden_TD.device))
 
 
 def _check_token(what: str, token_id: int, num_tokens: int) -> None:
