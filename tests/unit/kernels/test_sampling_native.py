@@ -209,7 +209,8 @@ def test_minus_infinity_is_never_drawn_and_a_row_of_it_gives_nan(isa):
 @every_isa
 def test_numbers_at_the_ends_of_float32_stay_in_order(isa):
     logits_V = torch.tensor([-3.4e38, 3.4e38, 0.0, 1e-45, 3.3e38] * 200)
-    for kind in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 1e-6}, {"temperature": 9.0, "min_p": 1e-6}):
+    for kind in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 1e-6},
+                 {"temperature": 9.0, "min_p": 1e-6}):
         drawn = native.draw(logits_V[None].clone(), [Row(Sampling(**kind))], isa=isa)[0]
         assert drawn.token_id % 5 == 1 and abs(drawn.logprob + math.log(200)) < 1e-6
 

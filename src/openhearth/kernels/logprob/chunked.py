@@ -15,7 +15,7 @@ Does not: give gradients of gradients or of entropies.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -36,33 +36,53 @@ Head = Callable[[Tensor], Tensor] | PackedWeight | Tensor
 """hidden [R, D] -> float32 logits [R, V], such as a model's `logits`; or its weight [V, D]."""
 
 
-def token_logprobs(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float = 1.0, *,
-                   trained: Sequence[Tensor] = ()) -> Tensor:
+def token_logprobs(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float = 1.0) -> Tensor:
     """Return ln softmax(head(hidden) / temperature)[target] per row, float32 [T].
 
-    targets_T: int64, below V. Differentiable in hidden, in a weight given as a tensor, and in `trained`: the
-    tensors inside a callable head that want a gradient. Bits do not depend on T or the chunks where those of
-    head's rows do not (the native kernels' do not; a plain tensor as head goes through torch's product).
+    targets_T: int64, below V. Differentiable in hidden and in the parameters that head uses. Bits do not
+    depend on T or the chunks where those of head's rows do not (the native kernels' do not; a plain tensor
+    as head goes through torch's product).
     Raises: UsageError for a temperature that is not positive, or targets that do not fit.
     """
-    return token_logprobs_and_entropies(hidden_TD, head, targets_T, temperature, trained=trained,
-                                        has_entropies=False)[0]
+    return _apply(hidden_TD, head, targets_T, temperature, has_entropies=False)[0]
 
 
-def token_logprobs_and_entropies(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float = 1.0,
-                                 *, trained: Sequence[Tensor] = (),
-                                 has_entropies: bool = True) -> tuple[Tensor, Tensor]:
+def token_logprobs_and_entropies(hidden_TD: Tensor, head: Head, targets_T: Tensor,
+                                 temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """Return `token_logprobs` and the entropy of each row's distribution in nats, which has no gradient.
 
-    has_entropies: False leaves them out (an empty tensor). Raises: as `token_logprobs`.
+    Raises: as `token_logprobs`.
     """
+    return _apply(hidden_TD, head, targets_T, temperature, has_entropies=True)
+
+
+def _apply(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float,
+           has_entropies: bool) -> tuple[Tensor, Tensor]:
     if not temperature > 0:
         raise UsageError(f"temperature is `{temperature}`", why="expected a positive number")
     if targets_T.shape != hidden_TD.shape[:1]:
         raise UsageError(f"targets of shape {list(targets_T.shape)} for {len(hidden_TD)} rows")
+    return _TokenLogprobs.apply(head, targets_T, temperature, has_entropies, hidden_TD,
+                                *_trained(head, hidden_TD))
+
+
+def _trained(head: Head, hidden_TD: Tensor) -> list[Tensor]:
+    """Return what inside head wants a gradient: the leaves of the graph behind one row of logits."""
     if isinstance(head, Tensor):
-        trained = (head,)
-    return _TokenLogprobs.apply(head, targets_T, temperature, has_entropies, hidden_TD, *trained)
+        return [head]
+    if isinstance(head, PackedWeight) or not torch.is_grad_enabled():
+        return []
+    found: dict[int, Tensor] = {}
+    nodes, seen = [head(hidden_TD[:1].detach()).grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [behind for behind, _ in node.next_functions]
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+    return list(found.values())
 
 
 class _TokenLogprobs(torch.autograd.Function):
