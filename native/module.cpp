@@ -109,6 +109,12 @@ void call_attend(int isa, Address q, Address k, Address v, std::int64_t q_stride
     attention(chosen, attending);
 }
 
+void check_ids(const std::int64_t* ids, std::int64_t count, std::int64_t num_tokens) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        if (ids[i] < 0 || ids[i] >= num_tokens) throw nb::index_error("a token id is not in the vocabulary");
+    }
+}
+
 // rows: num_rows records of DrawRow, as bytes.
 void call_draw_tokens(int isa, Address logits, std::int64_t stride, std::int64_t num_rows, std::int64_t num_tokens,
                       nb::bytes rows, Address token_ids, Address logprobs, Address top_ids, Address top_logprobs) {
@@ -116,6 +122,10 @@ void call_draw_tokens(int isa, Address logits, std::int64_t stride, std::int64_t
     if (rows.size() != std::size_t(num_rows) * sizeof(DrawRow)) throw nb::value_error("rows of another layout");
     std::vector<DrawRow> records(static_cast<std::size_t>(num_rows));
     std::memcpy(records.data(), rows.c_str(), rows.size());
+    for (const DrawRow& record : records) {
+        check_ids(record.counted_ids, record.num_counted, num_tokens);
+        check_ids(record.biased_ids, record.num_biased, num_tokens);
+    }
     const DrawCall call{at<float>(logits), stride, num_rows, num_tokens, records.data(), at<std::int64_t>(token_ids),
                         at<float>(logprobs), at<std::int64_t>(top_ids), at<float>(top_logprobs)};
     nb::gil_scoped_release without_lock;

@@ -204,7 +204,8 @@ struct Candidates {
 
     void weigh(const RowView& row) {
         weights.resize(logits.size());
-        row.kernels.weigh(logits.data(), std::int64_t(logits.size()), row.most, row.weight_scale(), 1.0f, weights.data());
+        row.kernels.weigh(logits.data(), std::int64_t(logits.size()), row.most, row.weight_scale(), 1.0f,
+                          weights.data());
     }
 
     float last_by_count(std::int64_t count) {
@@ -245,13 +246,23 @@ struct Candidates {
     // Gathers at least the likeliest tokens that together have the share of the row's total.
     void gather_mass(const RowView& row, double share) {
         take_groups(row);
-        weigh(row);
-        double mass = 0;
-        for (float weight : weights) mass += double(weight);
-        if (mass * 0.999 >= share * row.total) return gather(row, last_by_mass(row, share * row.total * 1.0001));
-        // Tokens lighter than this have, all together, no more than the rest.
+        const double enough = share * row.total * 1.0001;
+        if (mass(row) > enough) return gather(row, last_by_mass(row, enough));
+        // Tokens lighter than this have, all together, no more than the rest. Sixteen times as much is a guess.
         const double lightest = (1 - share) * row.total / double(row.num_tokens);
-        gather(row, std::max(kLowest, float(double(row.most) + row.temperature * (std::log(lightest) - 1e-3))));
+        for (double factor : {16.0, 1.0}) {
+            const double least = double(row.most) + row.temperature * (std::log(lightest * factor) - 1e-3);
+            gather(row, std::min(row.most, std::max(kLowest, float(least))));
+            if (factor == 1.0 || mass(row) > enough) return;
+        }
+    }
+
+    // What the tokens weigh together.
+    double mass(const RowView& row) {
+        weigh(row);
+        double sum = 0;
+        for (float weight : weights) sum += double(weight);
+        return sum;
     }
 };
 
@@ -281,26 +292,36 @@ void philox(std::uint32_t block, const DrawRow& row, std::uint32_t* words) {
 // A race for argmax(weight / exponential noise), entrants in order; the first among equals.
 struct Race {
     const DrawRow& row;
-    std::int64_t next = 0;  // number of the noise that the next entrant gets
-    std::int64_t best = 0;
+    const std::int64_t first;  // number of the first entrant's noise
+    std::int64_t num_entered = 0, best = 0;
     double best_speed = -1;
-    std::uint32_t words[4];
 
-    Race(const DrawRow& row, std::int64_t first_noise) : row(row), next(first_noise), first_(first_noise) {}
+    Race(const DrawRow& row, std::int64_t first) : row(row), first(first) {}
 
     void enter(double weight) {
-        if (next % 4 == 0) philox(std::uint32_t(next / 4), row, words);
-        const double noise = -std::log((double(words[next % 4]) + 0.5) * 0x1p-32);
-        const double speed = weight / noise;
+        const std::int64_t place = num_entered++;
+        if (weight == 0 && best_speed >= 0) return;
+        const double uniform = (double(word(first + place)) + 0.5) * 0x1p-32;
+        // The noise is at least 1 - uniform: most entrants are too slow whatever its logarithm is.
+        if (weight <= best_speed * (1 - uniform) * (1 - 1e-12)) return;
+        const double speed = weight / -std::log(uniform);
         if (speed > best_speed) {
             best_speed = speed;
-            best = next - first_;
+            best = place;
         }
-        ++next;
     }
 
 private:
-    std::int64_t first_;
+    std::uint32_t word(std::int64_t number) {
+        if (number / 4 != block_) {
+            block_ = number / 4;
+            philox(std::uint32_t(block_), row, words_);
+        }
+        return words_[number % 4];
+    }
+
+    std::int64_t block_ = -1;
+    std::uint32_t words_[4];
 };
 
 // The row's settings, applied to its summaries one after the other.
@@ -349,14 +370,8 @@ private:
             found.keep(least_);
         }
         if (has_top_p) {
-            double total = view_.total;
-            if (has_top_k) {
-                found.weigh(view_);
-                total = 0;
-                for (float weight : found.weights) total += double(weight);
-            } else {
-                found.gather_mass(view_, settings_.top_p);
-            }
+            const double total = has_top_k ? found.mass(view_) : view_.total;
+            if (!has_top_k) found.gather_mass(view_, settings_.top_p);
             least_ = found.last_by_mass(view_, settings_.top_p * total);
         }
         if (has_min_p) {
@@ -473,7 +488,9 @@ struct Summaries {
         const std::int64_t total = num_rows * blocks_per_row;
         for_each_chunk((total + kBlocksPerChunk - 1) / kBlocksPerChunk, [&](std::int64_t chunk) {
             const std::int64_t end = std::min((chunk + 1) * kBlocksPerChunk, total);
-            for (std::int64_t i = chunk * kBlocksPerChunk; i < end; ++i) summarize(i / blocks_per_row, i % blocks_per_row);
+            for (std::int64_t i = chunk * kBlocksPerChunk; i < end; ++i) {
+                summarize(i / blocks_per_row, i % blocks_per_row);
+            }
         });
         for_each_chunk(num_rows, finish);
     }

@@ -86,7 +86,8 @@ struct VocabKernels {
     float (*sum_kept)(const float* x, std::int64_t count, float most, float scale, float least);
     // out = exp((x - most) * scale) * factor; x and out may be the same.
     void (*weigh)(const float* x, std::int64_t count, float most, float scale, float factor, float* out);
-    // Values of at least least and their places, in order; both outputs need room for 16 more than count.
+    // Values of at least least and their places, in order; there must be no NaN, and both outputs need room for
+    // 16 more than count.
     std::int64_t (*gather)(const float* x, std::int64_t count, float least, float* values, std::int32_t* places);
     // The first place of value; count where there is none.
     std::int64_t (*find)(const float* x, std::int64_t count, float value);

@@ -76,7 +76,9 @@ inline void sum_part(const float* x, std::int64_t count, float most, float scale
     for (; i + kSums * kWidth <= count; i += kSums * kWidth) {
         for (int j = 0; j < kSums; ++j) add_vector(j, load(x + i + j * kWidth));
     }
-    for (int j = 0; i < count; i += kWidth, ++j) add_vector(j, load_whole(x + i, count - i < kWidth ? count - i : kWidth));
+    for (int j = 0; i < count; i += kWidth, ++j) {
+        add_vector(j, load_whole(x + i, count - i < kWidth ? count - i : kWidth));
+    }
     for (int step = kSums / 2; step > 0; step /= 2) {
         for (int j = 0; j < step; ++j) {
             sums[j] = add(sums[j], sums[j + step]);
@@ -125,27 +127,45 @@ void weigh(const float* x, std::int64_t count, float most, float scale, float fa
     });
 }
 
-std::int64_t gather(const float* x, std::int64_t count, float least, float* values, std::int32_t* places) {
-    std::int64_t found = 0;
-    for_each_vector(count, [&](std::int64_t i, std::int64_t left) {
-        const Vec numbers = load_whole(x + i, left);
-        const Lanes kept = at_least(numbers, all(least));
+// Appends what is kept of a vector; returns how many.
+inline std::int64_t gather_vector(Vec numbers, float least, std::int64_t place, float* values, std::int32_t* places) {
+    const Lanes kept = at_least(numbers, all(least));
 #if defined(__AVX512F__)
-        if (kept == 0) return;
-        const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(int(i)), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
-                                                                                            10, 11, 12, 13, 14, 15));
-        store(values + found, _mm512_maskz_compress_ps(kept, numbers));
-        _mm512_storeu_si512(places + found, _mm512_maskz_compress_epi32(kept, place));
-        found += __builtin_popcount(kept);
+    if (kept == 0) return 0;
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m512i numbered = _mm512_add_epi32(lanes, _mm512_set1_epi32(int(place)));
+    store(values, _mm512_maskz_compress_ps(kept, numbers));
+    _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(kept, numbered));
+    return __builtin_popcount(kept);
 #else
-        for (unsigned rest = bits(kept); rest != 0; rest &= rest - 1) {
-            const int lane = __builtin_ctz(rest);
-            values[found] = x[i + lane];
-            places[found] = std::int32_t(i + lane);
-            ++found;
-        }
+    if (bits(kept) == 0) return 0;
+    float lanes[kWidth];
+    store(lanes, numbers);
+    std::int64_t found = 0;
+    for (unsigned rest = bits(kept); rest != 0; rest &= rest - 1) {
+        const int lane = __builtin_ctz(rest);
+        values[found] = lanes[lane];
+        places[found++] = std::int32_t(place + lane);
+    }
+    return found;
 #endif
-    });
+}
+
+std::int64_t gather(const float* x, std::int64_t count, float least, float* values, std::int32_t* places) {
+    std::int64_t found = 0, i = 0;
+    for (; i + 4 * kWidth <= count; i += 4 * kWidth) {
+        Vec numbers[4];
+        for (int j = 0; j < 4; ++j) numbers[j] = load(x + i + j * kWidth);
+        const Vec most = max_or_second(max_or_second(numbers[0], numbers[1]), max_or_second(numbers[2], numbers[3]));
+        if (bits(at_least(most, all(least))) == 0) continue;  // nearly always, where few tokens are wanted
+        for (int j = 0; j < 4; ++j) {
+            found += gather_vector(numbers[j], least, i + j * kWidth, values + found, places + found);
+        }
+    }
+    for (; i < count; i += kWidth) {
+        const Vec numbers = load_whole(x + i, count - i < kWidth ? count - i : kWidth);
+        found += gather_vector(numbers, least, i, values + found, places + found);
+    }
     return found;
 }
 

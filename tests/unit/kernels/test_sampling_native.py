@@ -224,4 +224,8 @@ def test_what_does_not_fit_is_refused():
             native.draw(bad_RV, rows, isa=ISAS[0])
     with pytest.raises(UsageError, match="neon"):
         native.draw(logits_RV, [row, row], isa="neon")
+    for bad in (Row(Sampling(logit_bias={10: 1.0})), Row(Sampling(logit_bias={-1: 1.0})),
+                Row(Sampling(presence_penalty=1.0), counts=TokenCounts([10]))):
+        with pytest.raises(IndexError):
+            native.draw(logits_RV, [row, bad], isa=ISAS[0])
     assert native.draw(logits_RV[:0], [], isa=ISAS[0]) == []

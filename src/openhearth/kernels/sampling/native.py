@@ -32,7 +32,11 @@ _RECORD = struct.Struct("=6dQ12q")
 
 
 def draw(logits_RV: Tensor, rows: Sequence[Row], *, isa: str | None = None) -> list[Draw]:
-    """As the reference. Raises: UsageError for logits that are not float32 [R, V] on the CPU."""
+    """As the reference.
+
+    Raises: UsageError for logits that are not float32 [R, V] on the CPU, or a mask that does not fit them;
+    IndexError for counts or biases of tokens that they do not have.
+    """
     num_rows, num_tokens = logits_RV.shape
     if num_rows != len(rows):
         raise UsageError(f"{len(rows)} rows to draw from {num_rows} rows of logits")
