@@ -12,9 +12,9 @@
 namespace hearth {
 namespace {
 
-constexpr int kSlab = 4;                                            // groups
+constexpr int kSlab = 2;  // groups; sums, quants and x of more do not stay in the first-level cache together
 constexpr std::int64_t kExpandedBytes = kLinesPerGroup * kLineBytes;  // of a group
-constexpr std::int64_t kAhead = 4;                                  // groups fetched ahead while streaming
+constexpr std::int64_t kAhead = 4;  // groups fetched ahead while streaming
 
 // Groups [group, group + num_groups) of one panel for one block of rows.
 struct Slab {
@@ -112,13 +112,12 @@ private:
     }
 
     void add_rows(const Slab& slab, const Sums* sums, int first, int end) {
+        static_assert(kSlab == 2, "a slab is whole or one group");
         if (first == end) return;
-        switch (slab.num_groups) {
-            case 4: return add_rows_of<4>(slab, sums, first, end);
-            case 3: return add_rows_of<3>(slab, sums, first, end);
-            case 2: return add_rows_of<2>(slab, sums, first, end);
-            case 1: return add_rows_of<1>(slab, sums, first, end);
-            default: return;
+        if (slab.num_groups == kSlab) {
+            add_rows_of<kSlab>(slab, sums, first, end);
+        } else {
+            add_rows_of<1>(slab, sums, first, end);
         }
     }
 
