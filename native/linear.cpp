@@ -111,40 +111,76 @@ std::int64_t rows_per_chunk(const LinearCall& call, std::int64_t num_across) {
     return std::max(kRowBlock, divide_up(even, kRowBlock) * kRowBlock);
 }
 
-// Sums of every group of 32 inputs of every row, in memory of the calling thread.
-const float* sum_groups(Isa isa, const LinearCall& call) {
+constexpr std::size_t kMaxTogether = 8;
+
+// How one of several calls is cut. end: chunks of the calls so far.
+struct Cut {
+    std::int64_t width, height, num_across, end;
+    const float* x_sums;
+};
+
+bool has_same_x(const LinearCall& a, const LinearCall& b) {
+    return has_minima(a.format) && has_minima(b.format) && a.x == b.x && a.x_stride == b.x_stride &&
+           a.num_rows == b.num_rows && a.num_inputs == b.num_inputs;
+}
+
+void sum_rows(Isa isa, const LinearCall& call, float* sums) {
     const GroupSums group_sums = group_sums_of(isa);
-    const std::int64_t per_row = std::max<std::int64_t>(1, call.num_inputs / kGroup);
-    float* const sums = reinterpret_cast<float*>(sums_of_thread.take(call.num_rows * per_row * 4));
-    const std::int64_t height = std::max<std::int64_t>(1, kSumsPerChunk / per_row);
-    if (call.num_rows <= height) {
-        group_sums(call, 0, call.num_rows, sums);
-    } else {
-        for_each_chunk(divide_up(call.num_rows, height), [&](std::int64_t chunk) {
-            group_sums(call, chunk * height, std::min((chunk + 1) * height, call.num_rows), sums);
-        });
+    const std::int64_t height = std::max<std::int64_t>(1, kSumsPerChunk / (call.num_inputs / kGroup));
+    if (call.num_rows <= height) return group_sums(call, 0, call.num_rows, sums);
+    for_each_chunk(divide_up(call.num_rows, height), [&](std::int64_t chunk) {
+        group_sums(call, chunk * height, std::min((chunk + 1) * height, call.num_rows), sums);
+    });
+}
+
+// Sums of every group of 32 inputs of every row where a format needs them, in memory of the calling thread;
+// calls of the same x share them.
+void sum_groups(Isa isa, const LinearCall* calls, std::size_t num_calls, Cut* cuts) {
+    std::int64_t total = 0;
+    for (std::size_t i = 0; i < num_calls; ++i) {
+        if (has_minima(calls[i].format)) total += calls[i].num_rows * (calls[i].num_inputs / kGroup);
     }
-    return sums;
+    if (total == 0) return;
+    float* sums = reinterpret_cast<float*>(sums_of_thread.take(total * 4));
+    for (std::size_t i = 0; i < num_calls; ++i) {
+        if (!has_minima(calls[i].format)) continue;
+        for (std::size_t j = 0; j < i && cuts[i].x_sums == nullptr; ++j) {
+            if (has_same_x(calls[i], calls[j])) cuts[i].x_sums = cuts[j].x_sums;
+        }
+        if (cuts[i].x_sums != nullptr) continue;
+        sum_rows(isa, calls[i], sums);
+        cuts[i].x_sums = sums;
+        sums += calls[i].num_rows * (calls[i].num_inputs / kGroup);
+    }
 }
 
 }  // namespace
 
-void linear(Isa isa, const LinearCall& call) {
-    const Kernel kernel = kernel_of(isa, call.format);
-    const BlocksKernel blocks_kernel = blocks_kernel_of(isa);
-    const float* const x_sums = has_minima(call.format) ? sum_groups(isa, call) : nullptr;
-    const std::int64_t panels = num_panels(call.num_outputs);
-    const std::int64_t width = panels_per_chunk(call);
-    const std::int64_t num_across = divide_up(panels, width);
-    const std::int64_t height = rows_per_chunk(call, num_across);
-    const std::int64_t num_down = divide_up(call.num_rows, height);
-    for_each_chunk(num_across * num_down, [&](std::int64_t chunk) {
-        const std::int64_t row = chunk / num_across * height, panel = chunk % num_across * width;
-        const Block block{row, std::min(row + height, call.num_rows), panel, std::min(panel + width, panels)};
+void linear(Isa isa, const LinearCall* calls, std::size_t num_calls) {
+    for (; num_calls > kMaxTogether; ++calls, --num_calls) linear(isa, calls, 1);
+    Cut cuts[kMaxTogether];
+    std::int64_t num_chunks = 0;
+    for (std::size_t i = 0; i < num_calls; ++i) {
+        const std::int64_t width = panels_per_chunk(calls[i]);
+        const std::int64_t num_across = divide_up(num_panels(calls[i].num_outputs), width);
+        const std::int64_t height = rows_per_chunk(calls[i], num_across);
+        num_chunks += num_across * divide_up(calls[i].num_rows, height);
+        cuts[i] = {width, height, num_across, num_chunks, nullptr};
+    }
+    sum_groups(isa, calls, num_calls, cuts);
+    for_each_chunk(num_chunks, [&](std::int64_t chunk) {
+        std::size_t i = 0;
+        while (chunk >= cuts[i].end) ++i;
+        const Cut& cut = cuts[i];
+        const LinearCall& call = calls[i];
+        const std::int64_t inside = chunk - (i == 0 ? 0 : cuts[i - 1].end);
+        const std::int64_t row = inside / cut.num_across * cut.height, panel = inside % cut.num_across * cut.width;
+        const Block block{row, std::min(row + cut.height, call.num_rows), panel,
+                          std::min(panel + cut.width, num_panels(call.num_outputs))};
         if (is_blocks(call.format)) {
-            blocks_kernel(call, block, x_sums, scratch_of_thread.take(scratch_bytes(call.num_inputs)));
+            blocks_kernel_of(isa)(call, block, cut.x_sums, scratch_of_thread.take(scratch_bytes(call.num_inputs)));
         } else {
-            kernel(call, block);
+            kernel_of(isa, call.format)(call, block);
         }
     });
 }

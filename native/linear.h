@@ -99,8 +99,8 @@ void group_sums_avx512(const LinearCall& call, std::int64_t row, std::int64_t ro
 // Room for one panel with every q as bf16.
 static inline std::int64_t scratch_bytes(std::int64_t num_inputs) { return num_inputs * kPanel * 2; }
 
-// Computes the whole call on the pool. The instruction set must not be missing.
-void linear(Isa isa, const LinearCall& call);
+// Computes whole calls on the pool, together as one job. The instruction set must not be missing.
+void linear(Isa isa, const LinearCall* calls, std::size_t num_calls);
 
 // Writes rows [row, row + num_rows) of a packed weight of num_inputs inputs, so that several weights can lie
 // in one pack. rows: numbers (f32, bf16) or the blocks of a GGUF file, stride bytes apart; row r comes from
@@ -110,8 +110,8 @@ void pack_rows(const void* rows, std::int64_t stride, const std::int64_t* source
                std::int64_t num_inputs, Format format, void* packed, std::int64_t row);
 
 // Writes rows row_ids[i] of a packed weight, or rows 0, 1, ... where it is null, as numbers, contiguous.
-// Blocks give the bits of the gguf package's dequantisation, rounded to nearest for bf16; a weight of plain
-// numbers comes out in its own type, which out_number must be.
+// Blocks give the bits of the gguf package's dequantisation, rounded to nearest for bf16; plain numbers come out
+// in their own type, bf16 also widened to float32.
 void unpack_rows(const void* packed, const std::int64_t* row_ids, std::int64_t num_rows, std::int64_t num_inputs,
                  Format format, Number out_number, void* out);
 

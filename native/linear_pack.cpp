@@ -44,6 +44,12 @@ void unpack_row(const char* panel, std::int64_t column, std::int64_t num_inputs,
         return unpack_numbers<std::uint32_t, 1>(reinterpret_cast<const std::uint32_t*>(panel) + column, num_inputs,
                                                 reinterpret_cast<std::uint32_t*>(out));
     }
+    if (format == Format::bf16 && out_number == Number::f32) {
+        const std::uint16_t* const cells = reinterpret_cast<const std::uint16_t*>(panel) + 2 * column;
+        float* const widened = reinterpret_cast<float*>(out);
+        for (std::int64_t k = 0; k < num_inputs; ++k) widened[k] = float_of_bf16(cells[k / 2 * (kPanel * 2) + k % 2]);
+        return;
+    }
     if (format == Format::bf16) {
         return unpack_numbers<std::uint16_t, 2>(reinterpret_cast<const std::uint16_t*>(panel) + 2 * column, num_inputs,
                                                 reinterpret_cast<std::uint16_t*>(out));

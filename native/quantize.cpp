@@ -20,12 +20,13 @@ inline float round_whole(float number) {
     return (number + magic) - magic;
 }
 
-// d = largest size / 127, q = round(x / d) (`quantize_row_q8_0_ref` of ggml-quants.c).
+// d = largest size / 127 in float16, q = round(x / d): closer than with the d before its rounding, which
+// `quantize_row_q8_0_ref` of ggml-quants.c divides by.
 void quantize_q8_0(const float* x, char* block) {
     float largest = 0.0f;
     for (int i = 0; i < kGroup; ++i) largest = std::max(largest, std::fabs(x[i]));
-    const float scale = largest / 127.0f, inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-    const std::uint16_t half = half_of_float(scale);
+    const std::uint16_t half = half_of_float(largest / 127.0f);
+    const float scale = float_of_half(half), inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
     std::memcpy(block, &half, 2);
     for (int i = 0; i < kGroup; ++i) block[2 + i] = char(int(std::min(127.0f, std::max(-127.0f, round_whole(x[i] * inverse)))));
 }

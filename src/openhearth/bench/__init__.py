@@ -1,6 +1,7 @@
 """Measured speed: of this machine, and of a model on it."""
 
 from openhearth.bench.machine import LoadMeter, Rate, measure_bandwidth, measure_matmul
+from openhearth.bench.profile import KernelTime, StepProfile, profile_steps
 from openhearth.bench.throughput import (
     Case,
     Row,
@@ -9,7 +10,9 @@ from openhearth.bench.throughput import (
     measure_rows,
     prefill_flops,
     weight_bytes_read,
+    weights_name,
 )
 
-__all__ = ["Case", "LoadMeter", "Rate", "Row", "Yardsticks", "list_cases", "measure_bandwidth",
-           "measure_matmul", "measure_rows", "prefill_flops", "weight_bytes_read"]
+__all__ = ["Case", "KernelTime", "LoadMeter", "Rate", "Row", "StepProfile", "Yardsticks", "list_cases",
+           "measure_bandwidth", "measure_matmul", "measure_rows", "prefill_flops", "profile_steps",
+           "weight_bytes_read", "weights_name"]

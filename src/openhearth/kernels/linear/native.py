@@ -100,8 +100,8 @@ def _forward(x_TK: Tensor, packed: PackedWeight, out_dtype: torch.dtype | None, 
     out_TN = torch.empty(num_rows, packed.num_outputs, dtype=out_dtype)
     packed.native.linear(_isa_number(isa), x_TK.data_ptr(), x_TK.stride(0), packed.packed.data_ptr(),
                          0 if packed.bias_P is None else packed.bias_P.data_ptr(), out_TN.data_ptr(),
-                         packed.num_outputs, num_rows, packed.num_outputs, packed.num_inputs, packed.format_number,
-                         out_dtype == torch.bfloat16)
+                         packed.num_outputs, num_rows, packed.num_outputs, packed.num_inputs,
+                         packed.format_number, out_dtype == torch.bfloat16)
     return out_TN
 
 

@@ -90,8 +90,8 @@ def quantize(weight_NK: Tensor, format: str) -> Rows:
                           why="weights become Q8_0 or Q4_1, in groups of 32 inputs")
     num_bytes = rows.num_inputs // 32 * BLOCK_TYPES[format].num_bytes
     blocks_NB = torch.empty(rows.num_rows, num_bytes, dtype=torch.uint8)
-    _module().quantize_rows(rows.data.data_ptr(), _stride_bytes(rows.data), rows.format == "BF16", rows.num_rows,
-                            rows.num_inputs, FORMATS[format], blocks_NB.data_ptr())
+    _module().quantize_rows(rows.data.data_ptr(), _stride_bytes(rows.data), rows.format == "BF16",
+                            rows.num_rows, rows.num_inputs, FORMATS[format], blocks_NB.data_ptr())
     return Rows(blocks_NB, format, rows.num_inputs)
 
 
@@ -125,7 +125,8 @@ class PackedWeight:
         self.format_number = FORMATS[self.format]
         self.dtype = torch.float32 if self.format == "F32" else torch.bfloat16
         self.num_outputs = sum(part.num_rows for part in parts)
-        self.packed = take_bytes(self.native.packed_bytes(self.num_outputs, self.num_inputs, self.format_number))
+        num_bytes = self.native.packed_bytes(self.num_outputs, self.num_inputs, self.format_number)
+        self.packed = take_bytes(num_bytes)
         start = 0
         for part in parts:
             self.write(part, start)
@@ -138,13 +139,12 @@ class PackedWeight:
                 0 <= start <= self.num_outputs - rows.num_rows):
             raise UsageError(f"weight of shape {[rows.num_rows, rows.num_inputs]} and type {rows.format}",
                              why=f"the pack holds [{self.num_outputs}, {self.num_inputs}] of {self.format}")
-        source_rows = rows.source_rows
-        if source_rows is not None and (source_rows.dtype != torch.int64 or source_rows.shape != (rows.num_rows,)
-                                        or not source_rows.is_contiguous() or not _are_within(source_rows,
-                                                                                              rows.num_rows)):
+        order = rows.source_rows
+        if order is not None and not (order.dtype == torch.int64 and order.shape == (rows.num_rows,)
+                                      and order.is_contiguous() and _are_within(order, rows.num_rows)):
             raise UsageError("source rows are no rows of the weight", why="expected one int64 per row")
         self.native.pack_rows(rows.data.data_ptr(), _stride_bytes(rows.data),
-                              0 if source_rows is None else source_rows.data_ptr(), rows.num_rows, rows.num_inputs,
+                              0 if order is None else order.data_ptr(), rows.num_rows, rows.num_inputs,
                               self.format_number, self.packed.data_ptr(), start)
 
     def repack(self, weight_NK: Tensor, bias_N: Tensor | None = None) -> None:
@@ -166,17 +166,19 @@ class PackedWeight:
         return self._rows(None, self.num_outputs, dtype)
 
     def gather_rows(self, row_ids_T: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return chosen rows [T, K] as `unpack` would. row_ids_T: int64. Raises: IndexError out of range."""
+        """Return chosen rows [T, K] as `unpack` would. Raises: UsageError for ids that are no rows."""
         if not _are_within(row_ids_T, self.num_outputs):
-            raise IndexError(f"row ids outside 0 to {self.num_outputs - 1}")
-        return self._rows(row_ids_T.to(torch.int64).contiguous(), row_ids_T.shape[0], dtype)
+            raise UsageError(f"row ids from {int(row_ids_T.min())} to {int(row_ids_T.max())}",
+                             why=f"the weight has {self.num_outputs} rows")
+        return self._rows(row_ids_T.to("cpu", torch.int64).contiguous(), row_ids_T.shape[0], dtype)
 
     def _rows(self, row_ids_T: Tensor | None, num_rows: int, dtype: torch.dtype | None) -> Tensor:
         dtype = self.dtype if dtype is None else dtype
-        own_dtype = dtype if self.format in BLOCK_FORMATS else self.dtype
+        own_dtype = torch.float32 if self.format == "F32" else dtype
         out_TK = torch.empty(num_rows, self.num_inputs, dtype=own_dtype)
-        self.native.unpack_rows(self.packed.data_ptr(), 0 if row_ids_T is None else row_ids_T.data_ptr(), num_rows,
-                                self.num_inputs, self.format_number, own_dtype == torch.bfloat16, out_TK.data_ptr())
+        self.native.unpack_rows(self.packed.data_ptr(), 0 if row_ids_T is None else row_ids_T.data_ptr(),
+                                num_rows, self.num_inputs, self.format_number, own_dtype == torch.bfloat16,
+                                out_TK.data_ptr())
         return out_TK.to(dtype)
 
     def _set_bias(self, bias_N: Tensor | None) -> None:
