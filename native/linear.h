@@ -96,8 +96,8 @@ void linear_blocks_amx(const LinearCall& call, const Block& block, const float* 
 void group_sums_avx2(const LinearCall& call, std::int64_t row, std::int64_t row_end, float* sums);
 void group_sums_avx512(const LinearCall& call, std::int64_t row, std::int64_t row_end, float* sums);
 
-// Room for one panel with every q as bf16.
-static inline std::int64_t scratch_bytes(std::int64_t num_inputs) { return num_inputs * kPanel * 2; }
+// Room for one panel with every q as float32, the largest form that a kernel keeps it in.
+static inline std::int64_t scratch_bytes(std::int64_t num_inputs) { return num_inputs * kPanel * 4; }
 
 // Computes whole calls on the pool, together as one job. The instruction set must not be missing.
 void linear(Isa isa, const LinearCall* calls, std::size_t num_calls);

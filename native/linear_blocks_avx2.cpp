@@ -1,4 +1,5 @@
-// Quantised linear layers with AVX2, FMA and F16C, in float32. Includes no C++ library header, for the reason
+// Quantised linear layers with AVX2, FMA and F16C, in float32: quants are expanded in registers for one or two
+// rows, once into the cache for more. Includes no C++ library header, for the reason
 // given in linear_avx2.cpp.
 #include <immintrin.h>
 
@@ -8,7 +9,7 @@
 namespace hearth {
 namespace {
 
-constexpr int kMaxRows = 2;
+constexpr int kMaxRows = 3;         // 3 rows x 4 registers of sums leave room for weights and x
 constexpr int kVectors = 4;         // registers of 8 float32 in a panel
 constexpr std::int64_t kAhead = 4;  // groups fetched ahead while streaming
 
@@ -55,23 +56,80 @@ inline void expand_lines(const char* quants, int pair, int side, Pair (&low)[2],
     }
 }
 
+// A group's inputs of some rows as float32, to be spread from memory.
 template <int rows>
-struct Sums {
-    __m256 sum[rows][2];  // columns 8 side, ... and 16 + 8 side, ...
+struct Inputs {
+    alignas(32) float x[rows][kGroup];
+
+    void load(const std::uint16_t* const* from, std::int64_t k) {
+        for (int r = 0; r < rows; ++r) {
+            for (int i = 0; i < kGroup; i += 8) {
+                const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from[r] + k + i));
+                const __m256i widened = _mm256_slli_epi32(_mm256_cvtepu16_epi32(numbers), 16);
+                _mm256_store_ps(x[r] + i, _mm256_castsi256_ps(widened));
+            }
+        }
+    }
 };
 
-inline __m256 x_at(const std::uint16_t* x) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_set1_epi32(*x), 16));
+// The chains of one group: row r, columns 8 v to 8 v + 7.
+template <int rows>
+struct Sums {
+    __m256 sum[rows][kVectors];
+};
+
+// Adds inputs k, k + 1 to the columns of vectors `side` and 2 + side.
+template <int rows>
+inline void add_pair(Sums<rows>& sums, const Inputs<rows>& in, int k, int side, const Pair& low, const Pair& high) {
+    for (int r = 0; r < rows; ++r) {
+        const __m256 first = _mm256_broadcast_ss(in.x[r] + k), second = _mm256_broadcast_ss(in.x[r] + k + 1);
+        sums.sum[r][side] = _mm256_fmadd_ps(first, low.even, sums.sum[r][side]);
+        sums.sum[r][2 + side] = _mm256_fmadd_ps(first, high.even, sums.sum[r][2 + side]);
+        sums.sum[r][side] = _mm256_fmadd_ps(second, low.odd, sums.sum[r][side]);
+        sums.sum[r][2 + side] = _mm256_fmadd_ps(second, high.odd, sums.sum[r][2 + side]);
+    }
+}
+
+// A whole group to 32 lines of 32 float32.
+template <Format format>
+inline void expand_group(const char* quants, float* lines) {
+    for (int side = 0; side < 2; ++side) {
+        for (int pair = 0; pair < 8; ++pair) {
+            Pair low[2], high[2];
+            expand_lines<format>(quants, pair, side, low, high);
+            for (int i = 0; i < 2; ++i) {
+                float* const at = lines + (4 * pair + 2 * i) * kPanel + 8 * side;
+                _mm256_store_ps(at, low[i].even);
+                _mm256_store_ps(at + 16, high[i].even);
+                _mm256_store_ps(at + kPanel, low[i].odd);
+                _mm256_store_ps(at + kPanel + 16, high[i].odd);
+            }
+        }
+    }
+}
+
+// The chains of a group from zero, inputs ascending: from its quants, or from its lines.
+template <Format format, int rows>
+inline void add_quants(Sums<rows>& sums, const Inputs<rows>& in, const char* quants) {
+    for (int side = 0; side < 2; ++side) {
+        for (int pair = 0; pair < 8; ++pair) {
+            Pair low[2], high[2];
+            expand_lines<format>(quants, pair, side, low, high);
+            add_pair(sums, in, 4 * pair, side, low[0], high[0]);
+            add_pair(sums, in, 4 * pair + 2, side, low[1], high[1]);
+        }
+    }
 }
 
 template <int rows>
-inline void add_pair(Sums<rows>& sums, const std::uint16_t* const* x, std::int64_t k, const Pair& low, const Pair& high) {
-    for (int r = 0; r < rows; ++r) {
-        const __m256 first = x_at(x[r] + k), second = x_at(x[r] + k + 1);
-        sums.sum[r][0] = _mm256_fmadd_ps(first, low.even, sums.sum[r][0]);
-        sums.sum[r][1] = _mm256_fmadd_ps(first, high.even, sums.sum[r][1]);
-        sums.sum[r][0] = _mm256_fmadd_ps(second, low.odd, sums.sum[r][0]);
-        sums.sum[r][1] = _mm256_fmadd_ps(second, high.odd, sums.sum[r][1]);
+inline void add_lines(Sums<rows>& sums, const Inputs<rows>& in, const float* lines) {
+    for (int k = 0; k < kGroup; ++k, lines += kPanel) {
+        __m256 x[rows];
+        for (int r = 0; r < rows; ++r) x[r] = _mm256_broadcast_ss(in.x[r] + k);
+        for (int v = 0; v < kVectors; ++v) {
+            const __m256 weight = _mm256_load_ps(lines + 8 * v);
+            for (int r = 0; r < rows; ++r) sums.sum[r][v] = _mm256_fmadd_ps(x[r], weight, sums.sum[r][v]);
+        }
     }
 }
 
@@ -95,38 +153,36 @@ inline __m256 minimum_of(const char* panel, std::int64_t group, int vector) {
     return _mm256_xor_ps(size, _mm256_set1_ps(-0.0f));
 }
 
-template <Format format, int rows>
-void compute(const LinearCall& call, std::int64_t row, std::int64_t panel, const float* x_sums) {
+template <Format format, int rows, bool is_expanded>
+void compute(const LinearCall& call, std::int64_t row, std::int64_t panel, const float* x_sums, const float* expanded) {
     const std::int64_t num_groups = call.num_inputs / kGroup;
     const char* const weight = static_cast<const char*>(call.weight) + panel * panel_bytes(call.num_inputs, format);
     const std::uint16_t* x[rows];
     for (int r = 0; r < rows; ++r) x[r] = static_cast<const std::uint16_t*>(call.x) + (row + r) * call.x_stride;
     alignas(32) float totals[rows][kPanel] = {};
     for (std::int64_t group = 0; group < num_groups; ++group) {
-        const char* const at = weight + group_offset(format, group);
-        for (std::int64_t byte = 0; byte < group_bytes(format); byte += 64) {
-            _mm_prefetch(at + kAhead * group_bytes(format) + byte, _MM_HINT_T0);
-        }
-        for (int side = 0; side < 2; ++side) {
-            Sums<rows> sums = {};
-            for (int pair = 0; pair < 8; ++pair) {
-                Pair low[2], high[2];
-                expand_lines<format>(at + scale_bytes(format), pair, side, low, high);
-                add_pair(sums, x, group * kGroup + 4 * pair, low[0], high[0]);
-                add_pair(sums, x, group * kGroup + 4 * pair + 2, low[1], high[1]);
+        Inputs<rows> in;
+        in.load(x, group * kGroup);
+        Sums<rows> sums = {};
+        if (is_expanded) {
+            add_lines(sums, in, expanded + group * kGroup * kPanel);
+        } else {
+            const char* const at = weight + group_offset(format, group);
+            for (std::int64_t byte = 0; byte < group_bytes(format); byte += 64) {
+                _mm_prefetch(at + kAhead * group_bytes(format) + byte, _MM_HINT_T0);
             }
-            for (int half = 0; half < 2; ++half) {
-                const int vector = 2 * half + side;
-                const __m256 scale = scale_of<format>(weight, group, vector);
-                for (int r = 0; r < rows; ++r) {
-                    __m256 total = _mm256_load_ps(totals[r] + 8 * vector);
-                    total = _mm256_fmadd_ps(scale, sums.sum[r][half], total);
-                    if (has_minima(format)) {
-                        total = _mm256_fmadd_ps(minimum_of<format>(weight, group, vector),
-                                                _mm256_set1_ps(x_sums[(row + r) * num_groups + group]), total);
-                    }
-                    _mm256_store_ps(totals[r] + 8 * vector, total);
+            add_quants<format>(sums, in, at + scale_bytes(format));
+        }
+        for (int v = 0; v < kVectors; ++v) {
+            const __m256 scale = scale_of<format>(weight, group, v);
+            const __m256 minimum = has_minima(format) ? minimum_of<format>(weight, group, v) : scale;
+            for (int r = 0; r < rows; ++r) {
+                __m256 total = _mm256_fmadd_ps(scale, sums.sum[r][v], _mm256_load_ps(totals[r] + 8 * v));
+                if (has_minima(format)) {
+                    const __m256 x_sum = _mm256_broadcast_ss(x_sums + (row + r) * num_groups + group);
+                    total = _mm256_fmadd_ps(minimum, x_sum, total);
                 }
+                _mm256_store_ps(totals[r] + 8 * v, total);
             }
         }
     }
@@ -134,22 +190,40 @@ void compute(const LinearCall& call, std::int64_t row, std::int64_t panel, const
 }
 
 template <Format format>
-void compute_block(const LinearCall& call, const Block& block, const float* x_sums) {
+void compute_block(const LinearCall& call, const Block& block, const float* x_sums, float* expanded) {
+    const std::int64_t num_rows = block.row_end - block.row, num_groups = call.num_inputs / kGroup;
     for (std::int64_t panel = block.panel; panel < block.panel_end; ++panel) {
+        if (num_rows == 1) {
+            compute<format, 1, false>(call, block.row, panel, x_sums, nullptr);
+            continue;
+        }
+        if (num_rows == 2) {
+            compute<format, 2, false>(call, block.row, panel, x_sums, nullptr);
+            continue;
+        }
+        const char* const weight = static_cast<const char*>(call.weight) + panel * panel_bytes(call.num_inputs, format);
+        for (std::int64_t group = 0; group < num_groups; ++group) {
+            const char* const quants = weight + group_offset(format, group) + scale_bytes(format);
+            expand_group<format>(quants, expanded + group * kGroup * kPanel);
+        }
         std::int64_t row = block.row;
-        for (; row + kMaxRows <= block.row_end; row += kMaxRows) compute<format, kMaxRows>(call, row, panel, x_sums);
-        if (row < block.row_end) compute<format, 1>(call, row, panel, x_sums);
+        for (; row + kMaxRows <= block.row_end; row += kMaxRows) {
+            compute<format, kMaxRows, true>(call, row, panel, x_sums, expanded);
+        }
+        if (block.row_end - row == 2) compute<format, 2, true>(call, row, panel, x_sums, expanded);
+        if (block.row_end - row == 1) compute<format, 1, true>(call, row, panel, x_sums, expanded);
     }
 }
 
 }  // namespace
 
-void linear_blocks_avx2(const LinearCall& call, const Block& block, const float* x_sums, char*) {
+void linear_blocks_avx2(const LinearCall& call, const Block& block, const float* x_sums, char* scratch) {
+    float* const expanded = reinterpret_cast<float*>(scratch);
     switch (call.format) {
-        case Format::q8_0: return compute_block<Format::q8_0>(call, block, x_sums);
-        case Format::q4_0: return compute_block<Format::q4_0>(call, block, x_sums);
-        case Format::q4_1: return compute_block<Format::q4_1>(call, block, x_sums);
-        case Format::q4_k: return compute_block<Format::q4_k>(call, block, x_sums);
+        case Format::q8_0: return compute_block<Format::q8_0>(call, block, x_sums, expanded);
+        case Format::q4_0: return compute_block<Format::q4_0>(call, block, x_sums, expanded);
+        case Format::q4_1: return compute_block<Format::q4_1>(call, block, x_sums, expanded);
+        case Format::q4_k: return compute_block<Format::q4_k>(call, block, x_sums, expanded);
         default: return;
     }
 }

@@ -114,8 +114,8 @@ class Recorder:
         assert delta is None or (delta.width, delta.dtype) == (x.width, x.dtype)
         assert weight_D.shape == (x.width,)
         added = (-1, -1) if delta is None else (delta.buffer, total.buffer)
-        self._native.add_norm(x.buffer, *added, out.buffer, self._address(weight_D), x.width, eps, _is_bf16(x.dtype),
-                              _is_bf16(weight_D.dtype))
+        self._native.add_norm(x.buffer, *added, out.buffer, self._address(weight_D), x.width, eps,
+                              _is_bf16(x.dtype), _is_bf16(weight_D.dtype))
         num_read = 1 if delta is None else 3
         self._note("norm", per_row=x.width * (num_read * x.dtype.itemsize + weight_D.dtype.itemsize))
         return total, out

@@ -64,7 +64,8 @@ def choose_weights(setting: str, dtype: str, checkpoint: Checkpoint, spec: Model
                          hint=f"--weights {setting}")
     if setting in ("int8", "int4") and not has_native:
         raise Unsupported(f"{setting} weights need the native kernels",
-                          why="this process runs the reference kernels", hint="unset HEARTH_ISA, or --weights bfloat16")
+                          why="this process runs the reference kernels",
+                          hint="unset HEARTH_ISA, or --weights bfloat16")
     if setting != "auto":
         return WeightChoice(setting, computed, "as asked for", weight_bytes(checkpoint, spec, setting))
     if not has_native or dtype == "float32":
