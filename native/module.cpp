@@ -21,34 +21,35 @@ namespace {
 
 void call_linear(int isa, Address x, std::int64_t x_stride, Address weight, Address bias, Address out,
                  std::int64_t out_stride, std::int64_t num_rows, std::int64_t num_outputs, std::int64_t num_inputs,
-                 bool is_bf16, bool is_out_bf16) {
+                 int format, bool is_out_bf16) {
     const Isa chosen = usable(isa);
-    const LinearCall call{reinterpret_cast<const void*>(x),
-                          x_stride,
-                          reinterpret_cast<const void*>(weight),
-                          reinterpret_cast<const float*>(bias),
-                          reinterpret_cast<void*>(out),
-                          out_stride,
-                          num_rows,
-                          num_outputs,
-                          num_inputs,
-                          is_bf16 ? Number::bf16 : Number::f32,
-                          is_out_bf16 ? Number::bf16 : Number::f32};
+    const LinearCall call{at(x), x_stride, at(weight), at<const float>(bias), at<void>(out), out_stride, num_rows,
+                          num_outputs, num_inputs, format_of(format), number_of(is_out_bf16)};
     nb::gil_scoped_release without_lock;
     linear(chosen, &call, 1);
 }
 
-void call_pack(Address weight, std::int64_t stride, std::int64_t num_outputs, std::int64_t num_inputs, bool is_bf16,
-               Address packed) {
+void call_pack(Address rows, std::int64_t stride, Address source_rows, std::int64_t num_rows, std::int64_t num_inputs,
+               int format, Address packed, std::int64_t row) {
+    const Format chosen = format_of(format);
     nb::gil_scoped_release without_lock;
-    pack_weight(reinterpret_cast<const void*>(weight), stride, num_outputs, num_inputs,
-                is_bf16 ? Number::bf16 : Number::f32, reinterpret_cast<void*>(packed));
+    pack_rows(at(rows), stride, at<const std::int64_t>(source_rows), num_rows, num_inputs, chosen, at<void>(packed), row);
 }
 
-void call_unpack(Address packed, std::int64_t num_outputs, std::int64_t num_inputs, bool is_bf16, Address weight) {
+void call_unpack(Address packed, Address row_ids, std::int64_t num_rows, std::int64_t num_inputs, int format,
+                 bool is_out_bf16, Address out) {
+    const Format chosen = format_of(format);
     nb::gil_scoped_release without_lock;
-    unpack_weight(reinterpret_cast<const void*>(packed), num_outputs, num_inputs,
-                  is_bf16 ? Number::bf16 : Number::f32, reinterpret_cast<void*>(weight));
+    unpack_rows(at(packed), at<const std::int64_t>(row_ids), num_rows, num_inputs, chosen, number_of(is_out_bf16),
+                at<void>(out));
+}
+
+void call_quantize(Address rows, std::int64_t stride, bool is_bf16, std::int64_t num_rows, std::int64_t num_inputs,
+                   int format, Address out) {
+    const Format chosen = format_of(format);
+    if (chosen != Format::q8_0 && chosen != Format::q4_1) throw nb::value_error("weights become q8_0 or q4_1");
+    nb::gil_scoped_release without_lock;
+    quantize_rows(at(rows), stride, number_of(is_bf16), num_rows, num_inputs, chosen, at<void>(out));
 }
 
 void call_rms_norm(int isa, Address x, std::int64_t x_stride, Address delta, std::int64_t delta_stride, Address weight,
@@ -154,11 +155,12 @@ NB_MODULE(_native, module) {
     module.def("missing", [](int isa) { return missing(isa_of(isa)); }, "Why an instruction set cannot be used, or ''.");
     module.def("num_threads", &num_threads);
     module.def("set_num_threads", &call_set_num_threads);
-    module.def("packed_bytes", [](std::int64_t num_outputs, std::int64_t num_inputs, bool is_bf16) {
-        return packed_bytes(num_outputs, num_inputs, is_bf16 ? Number::bf16 : Number::f32);
+    module.def("packed_bytes", [](std::int64_t num_outputs, std::int64_t num_inputs, int format) {
+        return packed_bytes(num_outputs, num_inputs, format_of(format));
     });
-    module.def("pack_weight", &call_pack);
-    module.def("unpack_weight", &call_unpack);
+    module.def("pack_rows", &call_pack);
+    module.def("unpack_rows", &call_unpack);
+    module.def("quantize_rows", &call_quantize);
     module.def("linear", &call_linear);
     module.def("rms_norm", &call_rms_norm);
     module.def("glu", &call_glu);

@@ -27,6 +27,11 @@ inline Isa usable(int number) {
 }
 
 inline Number number_of(bool is_bf16) { return is_bf16 ? Number::bf16 : Number::f32; }
+inline Format format_of(int number) {
+    if (number < 0 || number >= kNumFormats) throw nb::value_error("no such weight format");
+    return static_cast<Format>(number);
+}
+
 inline Activation activation_of(bool is_gelu) { return is_gelu ? Activation::gelu : Activation::silu; }
 
 template <typename T = const void>

@@ -17,6 +17,12 @@ void add_embed(Program& program, Address table, std::int64_t size, bool is_bf16,
     program.add(EmbedStep{{at(table), nullptr, nullptr, 0, size, number_of(is_bf16), number_of(is_out_bf16)}, out});
 }
 
+void add_packed_embed(Program& program, Address table, std::int64_t size, int format, int out, bool is_out_bf16) {
+    const Format chosen = format_of(format);
+    const EmbedCall call{at(table), nullptr, nullptr, 0, size, x_number(chosen), number_of(is_out_bf16), true, chosen};
+    program.add(EmbedStep{call, out});
+}
+
 void add_norm(Program& program, int x, int delta, int sum, int out, Address weight, std::int64_t size, float eps,
               bool is_bf16, bool is_out_bf16) {
     const RmsNormCall call{nullptr, nullptr, at(weight), nullptr, nullptr, size, size, 0, size, eps,
@@ -25,22 +31,22 @@ void add_norm(Program& program, int x, int delta, int sum, int out, Address weig
 }
 
 void add_linear(Program& program, int x, int out, Address weight, Address bias, std::int64_t num_outputs,
-                std::int64_t num_inputs, bool is_bf16, bool is_out_bf16) {
+                std::int64_t num_inputs, int format, bool is_out_bf16) {
     const LinearCall call{nullptr, num_inputs, at(weight), at<const float>(bias), nullptr, num_outputs, 0, num_outputs,
-                          num_inputs, number_of(is_bf16), number_of(is_out_bf16)};
+                          num_inputs, format_of(format), number_of(is_out_bf16)};
     program.add(LinearStep{{call}, x, {out}});
 }
 
-// What add_linear and add_lora know of a packed weight: its address, bias, outputs and inputs.
-using Weight = std::tuple<Address, Address, std::int64_t, std::int64_t>;
+// What add_linear and add_lora know of a packed weight: its address, bias, outputs, inputs and format.
+using Weight = std::tuple<Address, Address, std::int64_t, std::int64_t, int>;
 
 // slots: A, B and the scale of each; addresses of 0 where a slot has nothing.
 void add_lora(Program& program, int x, int low, int delta, int y,
               const std::vector<std::tuple<Weight, Weight, float>>& slots, bool is_bf16, bool is_y_bf16) {
     const auto call_of = [&](const Weight& weight, Number out_number) {
-        const auto [address, bias, num_outputs, num_inputs] = weight;
+        const auto [address, bias, num_outputs, num_inputs, format] = weight;
         return LinearCall{nullptr, num_inputs, at(address), at<const float>(bias), nullptr, num_outputs, 0,
-                          num_outputs, num_inputs, number_of(is_bf16), out_number};
+                          num_outputs, num_inputs, format_of(format), out_number};
     };
     LoraStep step{{}, x, low, delta, y, number_of(is_y_bf16)};
     for (const auto& [a, b, scale] : slots) {
@@ -100,6 +106,7 @@ void bind_program(nb::module_& module) {
             return program.add_buffer(width, number_of(is_bf16));
         })
         .def("add_embed", &add_embed)
+        .def("add_packed_embed", &add_packed_embed)
         .def("add_norm", &add_norm)
         .def("add_linear", &add_linear)
         .def("add_lora", &add_lora)

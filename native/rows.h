@@ -55,6 +55,8 @@ struct EmbedCall {
     std::int64_t num_rows, size;
     Number number;                                // of the table
     Number out_number;
+    bool is_packed = false;                       // the table is a packed weight (linear.h)
+    Format format = Format::f32;                  // of a packed one
 };
 
 // Turns the heads of q and k by the rows' angles and copies v. Row t of k and v goes to row slots[t] of

@@ -73,7 +73,8 @@ void check_tile_config() {
     std::uint16_t x[32] = {}, out[32] = {};
     alignas(64) std::uint16_t weight[32 * 32] = {};
     __asm__ volatile("ldtilecfg %0" ::"m"(before) : "memory");
-    linear(Isa::amx, LinearCall{x, 32, weight, nullptr, out, 32, 1, 32, 32, Number::bf16, Number::bf16});
+    const LinearCall call{x, 32, weight, nullptr, out, 32, 1, 32, 32, Format::bf16, Number::bf16};
+    linear(Isa::amx, &call, 1);
     __asm__ volatile("sttilecfg %0" : "=m"(after)::"memory");
     __asm__ volatile("tilerelease");
     const std::int64_t shape[3] = {1, 32, 32};

@@ -10,8 +10,9 @@ from openhearth.bench.throughput import (
     measure_rows,
     prefill_flops,
     weight_bytes_read,
+    weights_name,
 )
 
 __all__ = ["Case", "KernelTime", "LoadMeter", "Rate", "Row", "StepProfile", "Yardsticks", "list_cases",
            "measure_bandwidth", "measure_matmul", "measure_rows", "prefill_flops", "profile_steps",
-           "weight_bytes_read"]
+           "weight_bytes_read", "weights_name"]

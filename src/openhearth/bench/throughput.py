@@ -20,7 +20,7 @@ from openhearth.local import LocalModel
 from openhearth.spec import ModelSpec
 
 FOREIGN_LIMIT = 0.1
-_DTYPE_NAMES = {"bfloat16": "bf16", "float32": "f32"}
+_FORM_NAMES = {"bfloat16": "bf16", "float32": "f32", "int8": "q8", "int4": "q4"}
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,18 @@ class Yardsticks:
 OnRound = Callable[[Case, int, int], None]
 
 
-def list_cases(dtype: str, *, is_quick: bool) -> list[Case]:
+def weights_name(model: LocalModel) -> str:
+    """Return how row names call a model's weights: f32, bf16, q8 or q4; mixed ones by the largest share."""
+    if model.weights.form != "stored":
+        return _FORM_NAMES[model.weights.form]
+    stored = model.spec.dtype
+    return stored[:2] if stored in ("q8_0", "q4_0", "q4_1", "q4_k") else "bf16"
+
+
+def list_cases(weights: str, *, is_quick: bool) -> list[Case]:
     """Return the rows of a benchmark; quick ones are the same rows with fewer new tokens."""
     decode_tokens, batch_tokens = (48, 16) if is_quick else (256, 128)
-    return [Case(f"decode_{_DTYPE_NAMES[dtype]}", "decode", 1, 32, decode_tokens),
+    return [Case(f"decode_{weights}", "decode", 1, 32, decode_tokens),
             *(Case(f"prefill_{count}", "prefill", 1, count, 1) for count in (512, 1900)),
             *(Case(f"batch_{count}", "batch", count, 64, batch_tokens) for count in (8, 32, 64))]
 
@@ -100,7 +108,7 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
             rates.append(rate)
             loads.append(load)
         measured = summarise(rates, loads)
-        yield Row(case, measured, _percent(spec, case, measured.median, yardsticks, model.dtype))
+        yield Row(case, measured, _percent(model, case, measured.median, yardsticks))
 
 
 def _open_engine(model: LocalModel, cases: list[Case]) -> Engine:
@@ -137,10 +145,10 @@ def _run_round(engine: Engine, case: Case, vocab_size: int, numbers: random.Rand
     return drawn / (last - started)
 
 
-def weight_bytes_read(spec: ModelSpec, number_bytes: int) -> int:
+def weight_bytes_read(spec: ModelSpec, number_bytes: float) -> int:
     """Return the weight bytes that one decode step reads: all but a separate embedding table."""
     table = 0 if spec.is_tied else spec.vocab_size * spec.hidden_size
-    return (spec.num_parameters - table) * number_bytes
+    return round((spec.num_parameters - table) * number_bytes)
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
@@ -149,12 +157,13 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     return sum(spec.flops_per_token(position + 1) - head for position in range(num_tokens)) + head
 
 
-def _percent(spec: ModelSpec, case: Case, tokens_per_s: float, yardsticks: Yardsticks,
-             dtype: str) -> float | None:
-    number_bytes = 2 if dtype == "bfloat16" else 4
+def _percent(model: LocalModel, case: Case, tokens_per_s: float, yardsticks: Yardsticks) -> float | None:
+    spec = model.spec
     if case.kind == "decode":
         context = case.prompt_tokens + case.new_tokens // 2
-        read = weight_bytes_read(spec, number_bytes) + spec.kv_bytes_per_token(number_bytes) * context
+        number_bytes = 2 if model.dtype == "bfloat16" else 4
+        read = weight_bytes_read(spec, model.weights.num_bytes / spec.num_parameters)
+        read += spec.kv_bytes_per_token(number_bytes) * context
         return 100 * tokens_per_s * read / yardsticks.bandwidth
     if case.kind == "prefill":
         flops_per_s = tokens_per_s * prefill_flops(spec, case.prompt_tokens) / case.prompt_tokens

@@ -24,6 +24,8 @@ def command(
     quick: bool = typer.Option(False, "--quick", help="Fewer tokens and rounds; numbers vary more."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="As for `hearth run`."),
+    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = typer.Option(
+        "auto", "--weights", help="As for `hearth run`."),
     threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     profile: bool = typer.Option(False, "--profile", help="Also show where a step's time goes, by kernel."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
@@ -33,7 +35,7 @@ def command(
     from openhearth.config import Config
 
     config = Config.from_env()
-    settings = LoadSettings(dtype=dtype, num_threads=threads)
+    settings = LoadSettings(dtype=dtype, weights=weights, num_threads=threads)
     stored = fetch_model(model, config, before_fetch=lambda: None)
     loaded = load_stored(stored, model, config, settings)
     record = run_bench(loaded, is_quick=quick, is_profiled=profile)
@@ -55,7 +57,7 @@ def run_bench(model: LocalModel, *, is_quick: bool, is_profiled: bool = False) -
     progress.show("measuring memory and matrix rates")
     bandwidth = bench.measure_bandwidth()
     matmul = {name: bench.measure_matmul(getattr(torch, name)) for name in ("float32", "bfloat16")}
-    cases = bench.list_cases(model.dtype, is_quick=is_quick)
+    cases = bench.list_cases(bench.weights_name(model), is_quick=is_quick)
     yardsticks = bench.Yardsticks(bandwidth.median, matmul[model.dtype].median)
     rows = list(bench.measure_rows(model, cases, yardsticks, num_rounds=num_rounds,
                                    on_round=progress.show_round))
@@ -77,7 +79,9 @@ def run_bench(model: LocalModel, *, is_quick: bool, is_profiled: bool = False) -
                     "memory_bytes": hardware.read_memory().total_bytes,
                     "bandwidth_bytes_per_s": _rate_record(bandwidth),
                     "matmul_flops_per_s": {name: _rate_record(rate) for name, rate in matmul.items()}},
-        "settings": {"dtype": model.dtype, "threads": torch.get_num_threads(), "is_quick": is_quick,
+        "settings": {"dtype": model.dtype, "weights": model.weights.form,
+                     "weights_bytes": model.weights.num_bytes,
+                     "threads": torch.get_num_threads(), "is_quick": is_quick,
                      "rounds": num_rounds},
         "model": {"name": model.stored.name, "source": model.stored.source,
                   "weights": model.stored.weights_sha256, "parameters": model.spec.num_parameters},
@@ -136,7 +140,8 @@ def _print_report(record: dict[str, Any]) -> None:
     machine, settings, versions = record["machine"], record["settings"], record["versions"]
     print_fields({
         "model": f"{record['model']['name']}, weights {record['model']['weights'][:16]}",
-        "settings": f"{settings['dtype']}, {settings['threads']} threads, {settings['rounds']} rounds",
+        "settings": f"weights {settings['weights']}, {settings['dtype']}, {settings['threads']} threads, "
+                    f"{settings['rounds']} rounds",
         "cpu": f"{machine['cpu']}: {', '.join(machine['features'])}",
         "bandwidth": f"{machine['bandwidth_bytes_per_s']['median'] / 1e9:.1f} GB/s",
         "matmul": ", ".join(f"{name} {rate['median'] / 1e9:.0f} GFLOP/s"

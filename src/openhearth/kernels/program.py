@@ -86,13 +86,25 @@ class Recorder:
         self._rotations.append(rotate)
         return TracedRotation(len(self._rotations) - 1, head_dim)
 
-    def embed(self, table_VD: Tensor, out_dtype: torch.dtype) -> Traced:
+    def embed(self, table_VD: Tensor | PackedWeight, out_dtype: torch.dtype) -> Traced:
         """Record `kernels.embedding.embed`."""
+        if isinstance(table_VD, PackedWeight):
+            return self._embed_packed(table_VD, out_dtype)
         self._num_tokens, width = table_VD.shape
         out = self._buffer(width, out_dtype)
         self._native.add_embed(self._address(table_VD), width, _is_bf16(table_VD.dtype), out.buffer,
                                _is_bf16(out_dtype))
         self._note("embedding", per_row=width * (table_VD.dtype.itemsize + out_dtype.itemsize))
+        return out
+
+    def _embed_packed(self, table: PackedWeight, out_dtype: torch.dtype) -> Traced:
+        assert out_dtype in (table.dtype, torch.float32)
+        self._num_tokens, out = table.num_outputs, self._buffer(table.num_inputs, out_dtype)
+        self._kept.append(table)
+        self._native.add_packed_embed(table.packed.data_ptr(), table.num_inputs, table.format_number,
+                                      out.buffer, _is_bf16(out_dtype))
+        self._note("embedding", per_row=table.packed.numel() // table.num_outputs
+                   + table.num_inputs * out_dtype.itemsize)
         return out
 
     def norm(self, x: Traced, delta: Traced | None, weight_D: Tensor, eps: float) -> tuple[Traced, Traced]:
@@ -113,7 +125,7 @@ class Recorder:
         assert (x.width, x.dtype) == (packed.num_inputs, packed.dtype)
         out = self._buffer(packed.num_outputs, out_dtype or packed.dtype)
         self._kept.append(packed)
-        self._native.add_linear(x.buffer, out.buffer, *_weight(packed), packed.is_bf16, _is_bf16(out.dtype))
+        self._native.add_linear(x.buffer, out.buffer, *_weight(packed), _is_bf16(out.dtype))
         self._note_linear(x, packed, out)
         return out
 
@@ -125,7 +137,7 @@ class Recorder:
         slots = []
         for pair in pairs:
             if pair is None:
-                slots.append(((0, 0, 0, 0), (0, 0, 0, 0), 0.0))
+                slots.append((_NO_WEIGHT, _NO_WEIGHT, 0.0))
                 continue
             a, b = pair.a.packed, pair.b.packed
             assert (a.num_inputs, b.num_outputs, a.num_outputs) == (x.width, y.width, b.num_inputs)
@@ -245,10 +257,13 @@ class Program:
             self._native.set_measured(False)
 
 
-def _weight(packed: PackedWeight) -> tuple[int, int, int, int]:
-    """Address, address of the bias, outputs, inputs."""
+_NO_WEIGHT = (0, 0, 0, 0, 0)
+
+
+def _weight(packed: PackedWeight) -> tuple[int, int, int, int, int]:
+    """Address, address of the bias, outputs, inputs, number of the format."""
     bias = 0 if packed.bias_P is None else packed.bias_P.data_ptr()
-    return packed.packed.data_ptr(), bias, packed.num_outputs, packed.num_inputs
+    return packed.packed.data_ptr(), bias, packed.num_outputs, packed.num_inputs, packed.format_number
 
 
 def _is_bf16(dtype: torch.dtype) -> bool:

@@ -1,9 +1,10 @@
 """Linear layers of a model: row-major parameters, packed ones for the native kernels, or both.
 
-`pack_weights` runs once after loading. A model that only serves keeps the packed copy alone; one that
-learns keeps its parameters beside it, and both go through the same kernel.
+Packing runs once after loading. A model that only serves keeps the packed copy alone; one that learns
+keeps its parameters beside it, and both go through the same kernel. Blocks of a GGUF file and quantised
+weights exist packed only: they are frozen.
 
-Does not: choose the kernels (`kernels/select.py` does) or quantise.
+Does not: choose the kernels (`kernels/select.py` does) or the formats (`spec/weights.py`).
 """
 
 # T rows, I inputs, O outputs
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from openhearth.kernels import select
 from openhearth.kernels.linear import native
-from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.linear.packed import PackedWeight, Rows
 from openhearth.kernels.linear.reference import linear
 from openhearth.kernels.lora import AdapterRows
 from openhearth.kernels.traced import Traced
@@ -46,11 +47,37 @@ class Linear(nn.Linear):
             return out_TO
         return _add_adapters(out_TO, x_TI, self.lora, adapters)
 
-    def pack(self, *, is_trainable: bool) -> None:
-        """Pack the weight; drop the row-major one unless it is going to change."""
-        self.packed = PackedWeight(self.weight, self.bias)
+    def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
+        """Pack rows, None: the weight; drop the row-major one unless it is going to change."""
+        self.packed = PackedWeight(self.weight if rows is None else rows, self.bias)
         if not is_trainable:
             self.weight = self.bias = None
+
+
+class Embedding(nn.Embedding):
+    """A table of token rows, as parameter, packed, or both; a tied output matrix multiplies with it."""
+
+    packed: PackedWeight | None = None
+
+    @property
+    def table(self) -> Tensor | PackedWeight:
+        """What rows are taken from: the parameter while there is one."""
+        return self.packed if self.weight is None else self.weight
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a product with the whole table reads."""
+        return self.weight.nbytes if self.packed is None else self.packed.packed.nbytes
+
+    def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
+        """As `Linear.pack`."""
+        self.packed = PackedWeight(self.weight if rows is None else rows)
+        if not is_trainable:
+            self.weight = None
+
+    def project(self, x_TD: Tensor) -> Tensor:
+        """Return x @ table.T [T, V] in float32."""
+        return project(x_TD, self.weight, None, self.packed, torch.float32)
 
 
 def project(x_TI: Tensor, weight_OI: Tensor | None, bias_O: Tensor | None, packed: PackedWeight | None,

@@ -20,12 +20,11 @@ from openhearth.kernels import attention
 from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.embedding import embed
 from openhearth.kernels.glu import glu
-from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.lora import AdapterRows
 from openhearth.kernels.rms_norm import add_rms_norm, rms_norm
 from openhearth.kernels.rope import compute_rotation
 from openhearth.kernels.rope.reference import Rotation, inverse_frequencies
-from openhearth.models.linear import Linear, project
+from openhearth.models.linear import Embedding, Linear
 from openhearth.models.lora import Adapter
 from openhearth.spec import ModelSpec
 
@@ -112,8 +111,8 @@ class Body(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size,
-                                         _weight=torch.empty(spec.vocab_size, spec.hidden_size))
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size,
+                                      _weight=torch.empty(spec.vocab_size, spec.hidden_size))
         self.layers = nn.ModuleList(Layer(spec, layer) for layer in range(spec.num_layers))
         self.norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
@@ -128,19 +127,17 @@ class Llama(nn.Module):
         self.model = Body(spec)
         if not spec.is_tied:
             self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        self._packed_tied_head: PackedWeight | None = None
-        self._keeps_tied_head = True
         if spec.rope.type == "factors":
             self.register_buffer("rope_factors", torch.empty(spec.head_dim // 2))
         self._frequencies_F: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.embed_tokens.weight.dtype
+        return self.model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device
+        return self.model.norm.weight.device
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput,
                 adapters: AdapterRows | None = None) -> Tensor:
@@ -149,7 +146,7 @@ class Llama(nn.Module):
         token_ids_T, positions_T: int64 [T], positions counted from 0 in each sequence. With a cache
         the pack's keys and values are written into it. adapters: rows that take one; None for none.
         """
-        hidden_TD, delta_TD = embed(token_ids_T, self.model.embed_tokens.weight, RESIDUAL), None
+        hidden_TD, delta_TD = embed(token_ids_T, self.model.embed_tokens.table, RESIDUAL), None
         rotation = compute_rotation(self.spec.rope, self._frequencies(), positions_T)
         plan = attention.plan_attention(attn, dtype=self.dtype, device=self.device)
         for layer in self.model.layers:
@@ -159,22 +156,16 @@ class Llama(nn.Module):
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Return float32 logits [R, V] of the rows a caller picked from `forward`."""
         if self.spec.is_tied:
-            return project(hidden_RD, self.model.embed_tokens.weight if self._keeps_tied_head else None, None,
-                           self._packed_tied_head, torch.float32)
+            return self.model.embed_tokens.project(hidden_RD)
         return self.lm_head(hidden_RD, out_dtype=torch.float32)
 
     @property
     def head_bytes(self) -> int:
         """Bytes of the output matrix, as the kernels read it."""
-        weight, packed = self.model.embed_tokens.weight, self._packed_tied_head
-        if not self.spec.is_tied:
-            weight, packed = self.lm_head.weight, self.lm_head.packed
-        return weight.nbytes if packed is None else packed.packed.nbytes
-
-    def pack_tied_head(self, *, is_trainable: bool) -> None:
-        """Lay the embedding table out for the native kernels, where it is also the output matrix."""
-        self._packed_tied_head = PackedWeight(self.model.embed_tokens.weight)
-        self._keeps_tied_head = is_trainable
+        if self.spec.is_tied:
+            return self.model.embed_tokens.num_bytes
+        head = self.lm_head
+        return head.weight.nbytes if head.packed is None else head.packed.packed.nbytes
 
     def _frequencies(self) -> Tensor:
         """Kept outside the buffers: casting the model must not round them."""
