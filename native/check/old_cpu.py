@@ -28,7 +28,8 @@ def check_linear(native, isa):
     room = array.array("b", bytes(native.packed_bytes(OUTPUTS, INPUTS, False) + 64))
     packed = (address(room) + 63) // 64 * 64
     native.pack_weight(address(weight), INPUTS, OUTPUTS, INPUTS, False, packed)
-    native.linear(isa, address(x), INPUTS, packed, 0, address(out), OUTPUTS, ROWS, OUTPUTS, INPUTS, False, False)
+    native.linear(isa, address(x), INPUTS, packed, 0, address(out), OUTPUTS, ROWS, OUTPUTS, INPUTS, False,
+                  False)
     for row in range(ROWS):
         for column in range(OUTPUTS):
             want = sum(x[row * INPUTS + k] * weight[column * INPUTS + k] for k in range(INPUTS))

@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "native" / "check"
 NO_SANITIZERS = "none"
+RUNTIME_HINT = ("hint: sanitizer runtimes are `apt install gcc`, `dnf install libasan libubsan libtsan`, or run "
+                "with HEARTH_TEST_SANITIZERS=none")
 
 
 def tool(name):
@@ -26,18 +28,14 @@ def build(sanitizers, *targets):
     """
     folder = ROOT / "build" / "check" / sanitizers
     flags = "" if sanitizers == NO_SANITIZERS else sanitizers
-    run([tool("cmake"), "-S", str(CHECK), "-B", str(folder), f"-DSANITIZERS={flags}"],
-        hint=f"the compiler cannot link -fsanitize={flags}? Debian, Ubuntu: apt install gcc (libasan, libubsan, "
-             "libtsan come with it); Fedora: dnf install libasan libubsan libtsan; without them: "
-             "HEARTH_TEST_SANITIZERS=none")
+    run([tool("cmake"), "-S", str(CHECK), "-B", str(folder), f"-DSANITIZERS={flags}"])
     run([tool("cmake"), "--build", str(folder), "--parallel", "2",
-         *(word for target in targets for word in ("--target", target))],
-        hint="sanitizers missing: apt install gcc, dnf install libasan libubsan libtsan, or run with "
-             "HEARTH_TEST_SANITIZERS=none")
+         *(word for target in targets for word in ("--target", target))], hint=RUNTIME_HINT if flags else "")
     return folder
 
 
 def run(command, *, hint=""):
+    """Return what a command prints; the test fails with all of it when the command does."""
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}\nhint: {hint}"
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}{done.stderr}\n{hint}"
     return done.stdout
