@@ -40,9 +40,9 @@ def bytes_in_use():
 
 
 def attend_paged(q_TD, k_TC, v_TC, rotation, isa):
-    pool = torch.zeros(2, 4, 4, 2, 8, dtype=q_TD.dtype)
+    keys, values = torch.zeros(2, 4, 4, 2, 8, dtype=q_TD.dtype).unbind()
     num_rows = len(q_TD)
-    attn = AttnInput(query_starts=(0, num_rows), context_lens=(num_rows,), cache=KvCache((pool[0],), (pool[1],)),
+    attn = AttnInput(query_starts=(0, num_rows), context_lens=(num_rows,), cache=KvCache((keys,), (values,)),
                      slots_T=torch.arange(num_rows), page_table_SP=torch.arange(4)[None])
     return attention.attend(attention.plan_attention(attn), 0, q_TD, k_TC, v_TC, rotation, isa=isa)
 

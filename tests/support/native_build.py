@@ -9,8 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 CHECK = ROOT / "native" / "check"
 NO_SANITIZERS = "none"
-RUNTIME_HINT = ("hint: sanitizer runtimes are `apt install gcc`, `dnf install libasan libubsan libtsan`, or run "
-                "with HEARTH_TEST_SANITIZERS=none")
+RUNTIME_HINT = ("hint: sanitizer runtimes are `apt install gcc`, `dnf install libasan libubsan libtsan`, or "
+                "HEARTH_TEST_SANITIZERS=none")
 
 
 def tool(name):
