@@ -28,9 +28,10 @@ class Linear(nn.Linear):
     packed: PackedWeight | None = None
 
     def reset_parameters(self) -> None:
-        pass
+        """Draw nothing: `nn.Linear` would."""
 
     def forward(self, x_TI: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        """Return x @ weight.T + bias in out_dtype (None: that of x)."""
         return project(x_TI, self.weight, self.bias, self.packed, out_dtype)
 
     def pack(self, *, is_trainable: bool) -> None:

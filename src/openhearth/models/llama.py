@@ -43,6 +43,7 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        """Return the norm of each row."""
         return rms_norm(x_TD, self.weight, self.eps)
 
     def add(self, x_TD: Tensor, delta_TD: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,6 +64,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=has_bias)
 
     def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
+        """Return what the layer's attention adds to the hidden states [T, D]."""
         q_TD, k_TC, v_TC = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
         return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation))
 
@@ -77,6 +79,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.has_mlp_bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
+        """Return what the layer's feed-forward adds to the hidden states [T, D]."""
         return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
 
 
@@ -91,6 +94,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
     def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
+        """Return the hidden states [T, D] after this layer."""
         attended_TD = self.self_attn(self.input_layernorm(hidden_TD), rotation, plan)
         hidden_TD, normed_TD = self.post_attention_layernorm.add(hidden_TD, attended_TD)
         return hidden_TD + self.mlp(normed_TD)
@@ -124,10 +128,12 @@ class Llama(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """The type of weights and hidden states."""
         return self.model.embed_tokens.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.embed_tokens.weight.device
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput) -> Tensor:
