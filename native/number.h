@@ -35,7 +35,7 @@ inline std::uint16_t half_of_float(float number) {
     if (rest < 0x38800000u) {  // below 2^-14: adding 2^-1 leaves the multiple of 2^-24, rounded, in the last bits
         return std::uint16_t(sign | (bits_of(float_of_bits(rest) + 0.5f) - 0x3f000000u));
     }
-    return std::uint16_t(sign | (rest - (112u << 23) + 0xfffu + (rest >> 13 & 1u)) >> 13);
+    return std::uint16_t(sign | ((rest - (112u << 23) + 0xfffu + (rest >> 13 & 1u)) >> 13));
 }
 
 inline float float_of_bf16(std::uint16_t number) { return float_of_bits(std::uint32_t(number) << 16); }

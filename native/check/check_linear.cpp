@@ -1,5 +1,5 @@
 // Runs packing, every instruction set this CPU has, and the pool with buffers that end (or start) at a page
-// that may not be touched, and compares with sums in double. Built and run by check/run.sh under the
+// that may not be touched, and compares with sums in double. tests/native/ runs it under the
 // sanitizers; the guard pages also see what they do not instrument: tile and masked loads and stores.
 #include <pthread.h>
 #include <sys/wait.h>

@@ -1,5 +1,5 @@
 // Runs draws, log-probabilities and their gradient on every instruction set this CPU has, with buffers that end
-// (or start) at a page that may not be touched, and compares with sums in double. Built and run by check/run.sh.
+// (or start) at a page that may not be touched, and compares with sums in double. tests/native/ runs it.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>

@@ -63,6 +63,7 @@ class Cpu:
 
     @property
     def feature_names(self) -> tuple[str, ...]:
+        """The features as people write them."""
         return tuple(FEATURES[name] for name in self.features)
 
     @property

@@ -165,6 +165,7 @@ class LocalModel:
         self.default_sampling = dict(default_sampling)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
+        self._abandoned: deque[int] = deque()
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids of a plain prompt: the text as is, with BOS where the tokenizer adds one."""
@@ -205,8 +206,8 @@ class LocalModel:
         return answers if is_batch else answers[0]
 
     def stream(self, prompt: Prompt, **sampling: Any) -> Iterator[Piece]:
-        """Continue a plain prompt piece by piece; closing the iterator cancels the request."""
-        return self._open(self.encode_prompt(prompt), 1, **sampling).pieces()
+        """Continue a plain prompt piece by piece; closing or dropping the iterator cancels the request."""
+        return _Pieces(self._open(self.encode_prompt(prompt), 1, **sampling))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, variables: Mapping[str, Any] | None = None,
              **sampling: Any) -> Answer:
@@ -244,6 +245,7 @@ class LocalModel:
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         rows = [_Row(self.tokenizer, stops) for _ in range(n)]
         with self._lock:
+            self._close_abandoned()
             request_id = self.engine.submit(request)
             self._inboxes[request_id] = deque()
         return _Stream(self, request_id, request, rows)
@@ -251,6 +253,7 @@ class LocalModel:
     def _next_event(self, request_id: int) -> TokenEvent | None:
         """Return a request's next event; None when a step brought it none. Raises: the event's error."""
         with self._lock:
+            self._close_abandoned()
             inbox = self._inboxes[request_id]
             if not inbox:
                 for event in self.engine.step():
@@ -273,6 +276,14 @@ class LocalModel:
             timings = self.engine.timings(request_id)
             self.engine.cancel(request_id)
         return timings
+
+    def _abandon(self, request_id: int) -> None:
+        """End a request before the next step; safe where any thread may be inside one."""
+        self._abandoned.append(request_id)
+
+    def _close_abandoned(self) -> None:
+        while self._abandoned:
+            self._close(self._abandoned.popleft())
 
 
 class _Row:
@@ -345,6 +356,28 @@ class _Stream:
             seed=self.request.sampling.seed,
             timings=Timings(self.model.load_s, timings.first_token_s, timings.prefill_tokens,
                             timings.prefill_s, timings.decode_tokens, timings.decode_s))
+
+
+class _Pieces:
+    """The iterator that `stream` gives. Its request ends with it, even when nothing was taken from it."""
+
+    def __init__(self, stream: _Stream) -> None:
+        self._stream = stream
+        self._pieces = stream.pieces()
+
+    def __iter__(self) -> _Pieces:
+        return self
+
+    def __next__(self) -> Piece:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Cancel the request unless it is done."""
+        self._pieces.close()
+        self._stream.model._close(self._stream.request_id)
+
+    def __del__(self) -> None:
+        self._stream.model._abandon(self._stream.request_id)
 
 
 def default_sampling(stored: hub.StoredModel, checkpoint: formats.Checkpoint,

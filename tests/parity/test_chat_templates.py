@@ -5,8 +5,9 @@ import itertools
 from datetime import datetime
 
 import pytest
+from support.byte_level import train_tokenizer
 from support.chat_styles import CHATS, CONTROL, PLAIN_ADDED, STYLES, TOOL_CHATS, WEATHER
-from support.corpus import CODE, SCRIPTS, corpus
+from support.corpus import corpus
 
 from openhearth.chat import ChatTemplate, load_template, load_tokenizer, render
 from openhearth.errors import TemplateError
@@ -18,22 +19,9 @@ NOW = datetime(2025, 3, 9, 12, 0)
 @pytest.fixture(scope="session")
 def both(tmp_path_factory):
     """One tokenizer, as `transformers` and as we load it, with the control tokens of all styles."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(
-        [*SCRIPTS.values(), *CODE] * 2,
-        trainers.BpeTrainer(
-            vocab_size=800,
-            special_tokens=CONTROL,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in PLAIN_ADDED])
+    tokenizer = train_tokenizer(800, PLAIN_ADDED)
     theirs = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<|endoftext|>"
     )

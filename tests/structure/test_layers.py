@@ -108,6 +108,22 @@ def test_modules_are_ascii_and_documented(path):
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
 
 
+def public_definitions(body, prefix=""):
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name[0] != "_":
+            yield f"{prefix}{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from public_definitions(node.body, f"{node.name}.")
+
+
+@pytest.mark.parametrize("path", [pytest.param(p, id=str(p.relative_to(SRC))) for p, _ in modules()])
+def test_public_functions_classes_and_methods_are_documented(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    bare = [f"{name} (line {node.lineno})" for name, node in public_definitions(tree.body)
+            if not ast.get_docstring(node)]
+    assert not bare, f"{path}: no docstring: {', '.join(bare)}"
+
+
 @pytest.mark.parametrize("name", NO_TORCH)
 def test_light_packages_do_not_import_torch(name):
     code = (f"import sys, pkgutil, importlib, openhearth.{name} as m\n"

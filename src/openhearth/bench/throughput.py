@@ -38,6 +38,7 @@ class Case:
 
     @property
     def context_tokens(self) -> int:
+        """Tokens of one sequence when it is done."""
         return self.prompt_tokens + self.new_tokens
 
 

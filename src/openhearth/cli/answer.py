@@ -36,9 +36,11 @@ class Progress:
 
     @property
     def text(self) -> str:
+        """The text so far."""
         return "".join(self.texts)
 
     def add(self, piece: Piece) -> None:
+        """Take one step's piece."""
         self.texts.append(piece.text)
         self.answer = piece.answer
         if piece.token_id is not None:

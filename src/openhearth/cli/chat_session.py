@@ -29,6 +29,7 @@ class Turn:
     is_partial: bool = False
 
     def as_message(self) -> dict[str, str]:
+        """Return the turn as templates take it."""
         return {"role": self.role, "content": self.content}
 
 
@@ -48,6 +49,7 @@ class ChatSession:
         return [turn.as_message() for turn in (*system, *self.turns, Turn("user", text))]
 
     def add_exchange(self, text: str, answer: str, *, is_partial: bool) -> None:
+        """Append a question and its answer. is_partial: Ctrl-C cut the answer."""
         self.turns += [Turn("user", text), Turn("assistant", answer, is_partial)]
 
     def drop_exchange(self) -> tuple[Turn, Turn]:

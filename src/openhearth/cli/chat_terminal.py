@@ -136,6 +136,7 @@ class CommandCompleter(Completer):
     """Tab completes commands, then the names of settings."""
 
     def get_completions(self, document, complete_event):
+        """Yield what the word before the cursor may become."""
         line = document.text_before_cursor
         name, space, rest = line.partition(" ")
         if not space and line.startswith("/"):

@@ -29,6 +29,7 @@ class MemoryPlan:
 
     @property
     def total_bytes(self) -> int:
+        """The peak: weights, cache and workspace together."""
         return self.weights_bytes + self.cache_bytes + self.workspace_bytes
 
 

@@ -20,7 +20,10 @@ def command(
     connections: int = typer.Option(4, "--connections", min=1, max=32, help="Parallel ranges of one file."),
     json: bool = typer.Option(False, "--json", help="One JSON document on stdout."),
 ) -> None:
-    """Fetch a model, checked by hash before it is visible. An interrupted pull goes on where it stopped."""
+    """Fetch a model, checked by hash before it is visible. An interrupted pull goes on where it stopped.
+
+    A repository named without a commit is looked up again: what is new is fetched.
+    """
     from openhearth.cli.facts import gather
     from openhearth.cli.output import print_fields, print_json, print_note
     from openhearth.cli.progress import show_progress
@@ -33,7 +36,8 @@ def command(
         return
     try:
         with show_progress() as on_progress:
-            model = pull(ref, config, on_progress, num_connections=connections, on_note=print_note)
+            model = pull(ref, config, on_progress, num_connections=connections, does_refresh=True,
+                         on_note=print_note)
     except KeyboardInterrupt:
         print_note(f"what arrived is kept; hearth pull {ref} goes on from there")
         raise
@@ -64,19 +68,20 @@ def summary(model: StoredModel) -> dict[str, str]:
 def _dry_run(ref: str, config: Config, *, is_json: bool) -> None:
     from openhearth.cli.output import print_fields, print_json, print_note, print_table
     from openhearth.cli.progress import show_progress
-    from openhearth.hub import bytes_on_disk, find, list_sources
+    from openhearth.hub import bytes_on_disk, find, list_sources, newer_listing, parse_ref
     from openhearth.units import format_bytes
 
     with show_progress() as on_progress:
         found = find(ref, config, on_progress=on_progress)
-    if found:
+    newer = newer_listing(parse_ref(ref), found, config, print_note) if found else None
+    if found and newer is None:
         if is_json:
             print_json({**describe(found), "is_stored": True, "fetch_bytes": 0})
         else:
             print_fields(summary(found))
             print_note("nothing to fetch")
         return
-    listing = list_sources(ref, config, on_note=print_note)
+    listing = newer or list_sources(ref, config, on_note=print_note)
     sizes = [remote.size for remote in listing.files]
     total = None if None in sizes else sum(sizes)
     present = bytes_on_disk(listing, config)

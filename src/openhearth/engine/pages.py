@@ -42,10 +42,12 @@ class PageTable:
 
     @property
     def num_free(self) -> int:
+        """Pages that hold nothing."""
         return len(self._free)
 
     @property
     def num_cached(self) -> int:
+        """Pages that nobody holds and whose content may be found again."""
         return len(self._cached)
 
     @property
@@ -55,6 +57,7 @@ class PageTable:
 
     @property
     def num_used(self) -> int:
+        """Pages that at least one sequence holds."""
         return self.num_pages - self.num_available
 
     def num_users(self, page: int) -> int:

@@ -46,6 +46,7 @@ class Sequence:
 
     @property
     def num_completion(self) -> int:
+        """Tokens drawn so far."""
         return len(self.token_ids) - self.num_prompt
 
     def append(self, token_id: int) -> None:

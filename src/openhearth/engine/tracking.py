@@ -95,6 +95,7 @@ class Collector:
 
     @property
     def is_complete(self) -> bool:
+        """Whether no completion is awaited any more."""
         return self._num_open == 0
 
     def open(self, request_id: int, count: int, weights_version: str) -> None:

@@ -53,9 +53,11 @@ class HeaderCursor:
         return start
 
     def u32(self, what: str) -> int:
+        """Read an unsigned 32-bit integer."""
         return _U32.unpack_from(self.buffer, self.take(4, what))[0]
 
     def u64(self, what: str) -> int:
+        """Read an unsigned 64-bit integer."""
         return _U64.unpack_from(self.buffer, self.take(8, what))[0]
 
     def count(self, what: str, *, limit: int, item_bytes: int) -> int:
@@ -68,6 +70,7 @@ class HeaderCursor:
         return count
 
     def string(self, what: str, *, max_bytes: int = MAX_HEADER_BYTES) -> str:
+        """Read a length and as many bytes of UTF-8. Raises: BadFile."""
         num_bytes = self.u64(f"the length of {what}")
         if num_bytes > max_bytes:
             raise self.broken(f"{what} is {num_bytes} bytes long, the limit is {max_bytes}")

@@ -5,6 +5,7 @@ from openhearth.hub.leftovers import Leftover, leftovers
 from openhearth.hub.pull import bytes_on_disk, find, list_sources, pull
 from openhearth.hub.records import Listing, OnProgress, Progress, Ref, RemoteFile, StoredModel
 from openhearth.hub.refs import format_ref, parse_ref
+from openhearth.hub.sourcing import newer_listing
 from openhearth.hub.store import Store
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "leftovers",
     "list_sources",
     "load_catalogue",
+    "newer_listing",
     "parse_ref",
     "pull",
     "recommended_sampling",

@@ -56,10 +56,12 @@ class Manifest:
 
     @property
     def digests(self) -> dict[str, str]:
+        """sha256 of every file, by path."""
         return {path: file.sha256 for path, file in self.files.items()}
 
     @property
     def weights_sha256(self) -> str:
+        """One hash for the model's weight files."""
         return weights_sha256({path: self.files[path].sha256 for path in self.weights})
 
     @property
@@ -69,6 +71,7 @@ class Manifest:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def to_json(self) -> bytes:
+        """Return the bytes of the manifest's file."""
         record = {"schema": SCHEMA, "name": self.name, "source": self.source, "revision": self.revision,
                   "licence": self.licence, "pulled_at": self.pulled_at, "weights": sorted(self.weights),
                   "files": {path: {"sha256": file.sha256, "size": file.size}

@@ -30,7 +30,7 @@ from openhearth.hub.locks import disk_errors, locked
 from openhearth.hub.manifest import Manifest, StoredFile, file_stem
 from openhearth.hub.records import Listing, OnProgress, Progress, Ref, RemoteFile, StoredModel
 from openhearth.hub.refs import format_ref, parse_ref, unknown_name
-from openhearth.hub.sourcing import OnNote, first_that_works, list_from, sources_of, tell
+from openhearth.hub.sourcing import OnNote, first_that_works, list_from, newer_listing, sources_of, tell
 from openhearth.hub.store import Store
 from openhearth.units import format_bytes
 
@@ -60,10 +60,12 @@ def find(text: str, config: Config, *, on_progress: OnProgress | None = None) ->
 
 
 def pull(text: str, config: Config, on_progress: OnProgress | None = None, *, num_connections: int = 4,
-         on_note: OnNote | None = None) -> StoredModel:
+         does_refresh: bool = False, on_note: OnNote | None = None) -> StoredModel:
     """Return a model, fetching what is missing; a damaged stored model is repaired.
 
-    on_note: told in one line when a source failed and the next is tried. Raises: what `find` raises;
+    does_refresh: of a hub reference without a commit, ask the hub what it has now, and fetch that where it
+    is another commit. on_note: told in one line when a source failed and the next is tried, and what a
+    refresh found. Raises: what `find` raises;
     ModelNotFound, NetworkError (Offline, AccessDenied), HashMismatch or NotEnoughDisk. What arrived
     before an error or an interrupt is kept and not fetched again.
     """
@@ -76,10 +78,14 @@ def pull(text: str, config: Config, on_progress: OnProgress | None = None, *, nu
             raise
         found = None
         tell(on_note, f"{error.what}; fetching it again")
-    if found:
-        return found
-    entry = _known_entry(ref, config)
     store = Store(config.home)
+    if found:
+        if not does_refresh or newer_listing(ref, found, config, on_note) is None:
+            return found
+        with disk_errors(config.home):
+            return _pull_alone(store, name, [ref], None, config, on_progress, num_connections, on_note,
+                               stale=found.revision)
+    entry = _known_entry(ref, config)
     if entry and store.blob_size(entry.sha256) == entry.size:
         return _adopt(store, entry)
     sources = sources_of(ref, entry)
@@ -114,8 +120,12 @@ def bytes_on_disk(listing: Listing, config: Config) -> int:
 
 
 def _pull_alone(store: Store, name: str, sources: list[Ref], entry: CatalogueEntry | None, config: Config,
-                on_progress: OnProgress | None, num_connections: int, on_note: OnNote | None) -> StoredModel:
-    """Pull while no other process pulls the same name; if one does, wait and take its result."""
+                on_progress: OnProgress | None, num_connections: int, on_note: OnNote | None, *,
+                stale: str | None = None) -> StoredModel:
+    """Pull while no other process pulls the same name; if one does, wait and take its result.
+
+    stale: the revision that is stored and no longer wanted.
+    """
 
     def attempt(source: Ref, is_last: bool) -> StoredModel:
         listing = list_from(source, entry, config, is_last)
@@ -126,7 +136,8 @@ def _pull_alone(store: Store, name: str, sources: list[Ref], entry: CatalogueEnt
         with locked(claim, does_wait=False) as is_mine:
             if is_mine:
                 try:
-                    if found := _find_sound(store, name):
+                    found = _find_sound(store, name)
+                    if found and (stale is None or found.revision != stale):
                         return found
                     return first_that_works(sources, attempt, on_note)
                 finally:
@@ -160,7 +171,10 @@ def _pull_from(store: Store, name: str, listing: Listing, entry: CatalogueEntry 
 
 def _bring(store: Store, remote: RemoteFile, config: Config, on_progress: OnProgress | None,
            num_connections: int) -> StoredFile:
-    """Bring one file into the store, waiting for a process that is fetching the same bytes."""
+    """Bring one file into the store, waiting for a process that is fetching the same bytes.
+
+    The claim lasts longer than the lock inside `fetch`: it covers the check, the move and the clean-up too.
+    """
     from openhearth.hub.transfer import fetch
 
     key = partial_key(remote)

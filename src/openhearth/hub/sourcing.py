@@ -9,6 +9,7 @@ Does not: fetch weights.
 from __future__ import annotations
 
 import queue
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +19,13 @@ from openhearth.config import Config
 from openhearth.errors import BadFile, HashMismatch, HearthError, ModelNotFound, NetworkError, UsageError
 from openhearth.hub.catalogue import CatalogueEntry
 from openhearth.hub.manifest import check_no_file_is_a_folder
-from openhearth.hub.records import Listing, Ref
+from openhearth.hub.records import Listing, Ref, StoredModel
 from openhearth.hub.refs import check_relative_path, format_ref, parse_ref
 
 PATIENCE_S = 5.0
 """How long a source may take to say what it has, while others remain to be tried."""
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 OnNote = Callable[[str], None]
 _Result = TypeVar("_Result")
@@ -67,6 +70,29 @@ def list_from(source: Ref, entry: CatalogueEntry | None, config: Config, is_last
     if not listing.files:
         raise ModelNotFound(f"`{listing.source}` has no model files")
     return _pinned(listing, entry) if entry else listing
+
+
+def newer_listing(ref: Ref, found: StoredModel, config: Config, on_note: OnNote | None) -> Listing | None:
+    """Return what a hub now has under a reference that names no commit, None when `found` is to be kept.
+
+    It is kept when it is what the hub has, and offline or when the hub does not answer; on_note is told
+    which commit that is.
+    """
+    if ref.kind != "hub" or found.revision is None or _COMMIT.fullmatch(ref.revision or ""):
+        return None
+    name, commit = format_ref(ref), found.revision[:12]
+    if config.is_offline:
+        tell(on_note, f"HEARTH_OFFLINE is set: kept {name} at commit {commit}")
+        return None
+    try:
+        listing = list_from(ref, None, config, is_last=False)
+    except HearthError as error:
+        tell(on_note, f"{error.what}; kept {name} at commit {commit}")
+        return None
+    if listing.revision == found.revision:
+        return None
+    tell(on_note, f"{name} went from commit {commit} to {(listing.revision or '')[:12]}")
+    return listing
 
 
 def _combined(failures: list[tuple[str, HearthError]]) -> HearthError:

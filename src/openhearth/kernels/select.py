@@ -41,6 +41,7 @@ class Choice:
 
     @property
     def is_native(self) -> bool:
+        """Whether this is one of the native paths."""
         return self.isa != REFERENCE
 
 

@@ -38,10 +38,11 @@ class Linear(nn.Linear):
     lora: tuple[LoraPair | None, ...] = ()
 
     def reset_parameters(self) -> None:
-        pass
+        """Draw nothing: `nn.Linear` would."""
 
     def forward(self, x_TI: Tensor, adapters: AdapterRows | None = None,
                 out_dtype: torch.dtype | None = None) -> Tensor:
+        """Return x @ weight.T + bias in out_dtype (None: that of x), with what the rows' adapters add."""
         out_TO = project(x_TI, self.weight, self.bias, self.packed, out_dtype)
         if adapters is None or not any(self.lora):
             return out_TO

@@ -69,6 +69,7 @@ class Attention(nn.Module):
 
     def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan,
                 adapters: AdapterRows | None) -> Tensor:
+        """Return what the layer's attention adds to the residual stream [T, D]."""
         q_TD, k_TC, v_TC = (project(x_TD, adapters) for project in (self.q_proj, self.k_proj, self.v_proj))
         return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation), adapters, RESIDUAL)
 
@@ -83,6 +84,7 @@ class FeedForward(nn.Module):
         self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.has_mlp_bias)
 
     def forward(self, x_TD: Tensor, adapters: AdapterRows | None) -> Tensor:
+        """Return what the layer's feed-forward adds to the residual stream [T, D]."""
         gate_TF, up_TF = self.gate_proj(x_TD, adapters), self.up_proj(x_TD, adapters)
         return self.down_proj(glu(gate_TF, up_TF), adapters, RESIDUAL)
 
@@ -133,10 +135,12 @@ class Llama(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the activations between the layers' matrices."""
         return self.model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.model.norm.weight.device
 
     def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput,

@@ -39,13 +39,14 @@ class AdapterWeights:
 
 
 class LoraPair(nn.Module):
-    """A and B of one layer. forward: float32 [T, O], not yet scaled."""
+    """A and B of one layer; what they add is scaled by whoever adds it."""
 
     def __init__(self, a_RI: Tensor, b_OR: Tensor, scale: float) -> None:
         super().__init__()
         self.a, self.b, self.scale = _linear(a_RI), _linear(b_OR), scale
 
     def forward(self, x_TI: Tensor) -> Tensor:
+        """Return B(A(x)), float32 [T, O]."""
         return self.b(self.a(x_TI), out_dtype=torch.float32)
 
 

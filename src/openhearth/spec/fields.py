@@ -24,6 +24,7 @@ class Fields:
         self.values = values
 
     def has(self, key: str) -> bool:
+        """Whether a key is there and not null."""
         return self.values.get(key) is not None
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
@@ -42,18 +43,21 @@ class Fields:
         return float(value)
 
     def flag(self, key: str, default: bool | None = None) -> bool:
+        """Return true or false."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise self._bad(key, value, "true or false")
         return value
 
     def text(self, key: str, default: str | None = None) -> str:
+        """Return a string."""
         value = self._value(key, default)
         if not isinstance(value, str):
             raise self._bad(key, value, "a string")
         return value
 
     def mapping(self, key: str) -> Fields:
+        """Return an object as Fields of its own; an absent one is empty."""
         value = self._value(key, {})
         if not isinstance(value, Mapping):
             raise self._bad(key, value, "an object")

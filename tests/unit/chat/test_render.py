@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from support.byte_level import train_tokenizer
 from support.chat_styles import CONTROL, STYLES, WEATHER
 from support.corpus import CODE, SCRIPTS
 
@@ -13,23 +14,8 @@ from openhearth.errors import BadFile, TemplateError, UsageError
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
-    from tokenizers import Tokenizer as Backend
-
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(
-        [*SCRIPTS.values(), *CODE] * 2,
-        trainers.BpeTrainer(
-            vocab_size=700,
-            special_tokens=CONTROL,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        ),
-    )
-    backend.add_tokens([AddedToken("<image>", special=False, normalized=False)])
-    return Tokenizer(backend, Marks(special_tokens={"bos_token": "<s>", "eos_token": "</s>"}))
+    return Tokenizer(train_tokenizer(700, ["<image>"]),
+                     Marks(special_tokens={"bos_token": "<s>", "eos_token": "</s>"}))
 
 
 def build(style, tokenizer):

@@ -80,6 +80,36 @@ def test_a_repository_is_pulled_once_and_then_found_without_a_byte(server, onlin
     assert leftovers(Store(online.home)) == [] and list((online.home / "partial").iterdir()) == []
 
 
+def test_a_refresh_fetches_what_the_hub_has_now(server, online, tiny_files):
+    old = server.add_repo("owner/tiny", tiny_files)
+    first = pull("owner/tiny", online)
+    notes = []
+    assert pull("owner/tiny", online, does_refresh=True, on_note=notes.append) == first
+    assert notes == []
+    new = server.add_repo("owner/tiny", {**tiny_files, "README.md": b"second"})
+    assert pull("owner/tiny", online) == first  # loading a model asks nobody
+    served = server.total_served()
+    second = pull("owner/tiny", online, does_refresh=True, on_note=notes.append)
+    assert (first.revision, second.revision) == (old, new) and second == find("owner/tiny", online)
+    assert (second.path / "README.md").read_bytes() == b"second"
+    assert notes == [f"hub:owner/tiny went from commit {old[:12]} to {new[:12]}"]
+    assert server.total_served() - served < len(tiny_files["model.safetensors"])  # only what is new
+    pinned = pull(f"hub:owner/tiny@{old}", online)
+    num_requests = len(server.requests)
+    assert pull(f"hub:owner/tiny@{old}", online, does_refresh=True) == pinned
+    assert len(server.requests) == num_requests
+
+
+def test_a_refresh_that_reaches_nobody_keeps_what_is_there_and_says_which(server, online, tiny_files):
+    commit = server.add_repo("owner/tiny", tiny_files)
+    first = pull("owner/tiny", online)
+    notes = []
+    for config in (replace(online, is_offline=True), replace(online, hf_endpoint="http://127.0.0.1:9")):
+        assert pull("owner/tiny", config, does_refresh=True, on_note=notes.append) == first
+    kept = f"kept hub:owner/tiny at commit {commit[:12]}"
+    assert len(notes) == 2 and all(note.endswith(kept) for note in notes)
+
+
 def test_a_file_of_a_wheel_and_a_file_at_an_address_are_pulled(server, online, make_gguf):
     content = make_gguf(20_000)
     server.add_wheel("small-model", "1.2", {"small_model/m.gguf": content})

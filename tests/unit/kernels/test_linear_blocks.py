@@ -8,7 +8,14 @@ import torch
 from openhearth.errors import Unsupported, UsageError
 from openhearth.formats.ggml_types import BLOCK_TYPES
 from openhearth.kernels.linear.native import linear
-from openhearth.kernels.linear.packed import BLOCK_FORMATS, PackedWeight, Rows, block_rows, number_rows, quantize
+from openhearth.kernels.linear.packed import (
+    BLOCK_FORMATS,
+    PackedWeight,
+    Rows,
+    block_rows,
+    number_rows,
+    quantize,
+)
 from openhearth.kernels.select import NATIVE_ISAS, missing, native, set_num_threads
 
 ISAS = [isa for isa in NATIVE_ISAS if not missing(isa)]

@@ -1,5 +1,7 @@
 """A loaded model from Python: batches, refusals, and nothing left behind in the engine."""
 
+import gc
+
 import pytest
 
 import openhearth
@@ -54,6 +56,16 @@ def test_closing_a_stream_cancels_its_request(model):
     next(pieces)
     pieces.close()
     assert_idle(model)
+
+
+def test_a_stream_that_is_closed_or_dropped_unread_ends_before_the_next_step(model):
+    model.stream("hello", temperature=0, max_tokens=100).close()
+    assert_idle(model)
+    model.stream("hello", temperature=0, max_tokens=100)
+    gc.collect()
+    answer = model.generate("hello", **SETTINGS)
+    assert_idle(model)
+    assert answer.timings.decode_tokens == SETTINGS["max_tokens"] - 1
 
 
 def test_streamed_text_is_the_answer_of_the_same_chat(model):

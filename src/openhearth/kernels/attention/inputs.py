@@ -26,6 +26,7 @@ class KvCache:
 
     @property
     def page_size(self) -> int:
+        """Token slots of a page."""
         return self.keys[0].shape[1]
 
 

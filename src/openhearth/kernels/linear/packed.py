@@ -45,6 +45,7 @@ class Rows:
 
     @property
     def num_rows(self) -> int:
+        """Outputs of the weight."""
         return self.data.shape[0]
 
 

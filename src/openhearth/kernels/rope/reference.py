@@ -69,10 +69,13 @@ def compute_rotation(rope: RopeSpec, inverse_frequencies_F: Tensor, positions_T:
 
 
 def apply_rope(heads_THE: Tensor, rotation: Rotation) -> Tensor:
-    """Return the heads turned by their positions, in the heads' own dtype, computed in float32."""
+    """Return the heads turned by their positions, in the heads' own dtype, computed in float32.
+
+    Two products and a sum, each rounded, as in transformers: float32 logits are then theirs bit for bit.
+    """
     heads_fp32_THE = heads_THE.float()
     swapped_THE = heads_fp32_THE.roll(heads_THE.shape[-1] // 2, -1)
-    return torch.addcmul(heads_fp32_THE * rotation.cos_T1E, swapped_THE, rotation.sin_T1E).to(heads_THE.dtype)
+    return (heads_fp32_THE * rotation.cos_T1E + swapped_THE * rotation.sin_T1E).to(heads_THE.dtype)
 
 
 def _exponents(head_dim: int, device: torch.device | str) -> Tensor:

@@ -1,0 +1,131 @@
+// Runs a recorded forward of one layer with an adapter, for one row and for many, and compares bits: rows are
+// sequences of their own, so each must come out the same alone. tests/native/ runs it under the sanitizers.
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "guarded.h"
+#include "isa.h"
+#include "linear.h"
+#include "pool.h"
+#include "program.h"
+
+using namespace hearth;
+
+namespace {
+
+constexpr std::int64_t kWidth = 48, kHeads = 3, kHeadDim = 16, kInner = 80, kTokens = 20, kPageSize = 4, kRank = 5;
+
+struct Weight {
+    std::vector<float> numbers;
+    Guarded packed;
+    Weight(std::int64_t outputs, std::int64_t inputs)
+        : numbers(std::size_t(outputs * inputs)), packed(std::size_t(packed_bytes(outputs, inputs, Format::f32)), true) {
+        for (float& number : numbers) number = draw();
+        pack_rows(numbers.data(), inputs * 4, nullptr, outputs, inputs, Format::f32, packed.as<char>(), 0);
+    }
+    LinearCall call(std::int64_t outputs, std::int64_t inputs) const {
+        return {nullptr, inputs, packed.as<char>(), nullptr, nullptr, outputs, 0, outputs, inputs, Format::f32,
+                Number::f32};
+    }
+};
+
+struct Layer {
+    Weight table{kTokens, kWidth}, q{kWidth, kWidth}, k{kHeadDim, kWidth}, v{kHeadDim, kWidth}, o{kWidth, kWidth},
+        gate{kInner, kWidth}, up{kInner, kWidth}, down{kWidth, kInner}, a{kRank, kWidth}, b{kInner, kRank};
+    std::vector<float> norm, keys, values;
+    explicit Layer(std::int64_t num_slots)
+        : norm(kWidth, 1.0f), keys(std::size_t(num_slots * kHeadDim)), values(keys.size()) {}
+
+    void record(Program& program) {
+        const auto buffer = [&](std::int64_t width) { return program.add_buffer(width, Number::f32); };
+        const auto linear_step = [&](const Weight& weight, std::int64_t outputs, std::int64_t inputs, int x) {
+            const int out = buffer(outputs);
+            program.add(LinearStep{{weight.call(outputs, inputs)}, x, {out}});
+            return out;
+        };
+        const auto norm_step = [&](int x, int delta) {
+            const int sum = delta < 0 ? -1 : buffer(kWidth), out = buffer(kWidth);
+            program.add(NormStep{{nullptr, nullptr, norm.data(), nullptr, nullptr, kWidth, kWidth, 0, kWidth, 1e-5f,
+                                  Number::f32, Number::f32}, x, delta, sum, out});
+            return out;
+        };
+        const int hidden = buffer(kWidth);
+        program.add(EmbedStep{{table.numbers.data(), nullptr, nullptr, 0, kWidth, Number::f32, Number::f32}, hidden});
+        int x = norm_step(hidden, -1);
+        const int queries = linear_step(q, kWidth, kWidth, x), new_keys = linear_step(k, kHeadDim, kWidth, x);
+        const int new_values = linear_step(v, kHeadDim, kWidth, x), turned = buffer(kWidth), attended = buffer(kWidth);
+        const RopeCall turning{nullptr, nullptr, nullptr, kWidth, kHeadDim, kHeadDim, nullptr, nullptr, nullptr,
+                               nullptr, keys.data(), values.data(), 0, kHeads, 1, kHeadDim, Number::f32};
+        const AttentionCall attending{nullptr, kWidth, keys.data(), values.data(), nullptr, nullptr, 0, kPageSize,
+                                      nullptr, nullptr, 0, kHeads, 1, kHeadDim, 0.25f, Number::f32};
+        program.add(AttendStep{turning, attending, 0, queries, new_keys, new_values, turned, attended});
+        x = norm_step(hidden, linear_step(o, kWidth, kWidth, attended));
+        const int gates = linear_step(gate, kInner, kWidth, x), low = buffer(kRank), delta = buffer(kInner);
+        const LoraStep::Pair none{{}, {}, 0.0f}, pair{a.call(kRank, kWidth), b.call(kInner, kRank), 0.5f};
+        program.add(LoraStep{{none, pair}, x, low, delta, gates, Number::f32});
+        const int ups = linear_step(up, kInner, kWidth, x), gated = buffer(kInner);
+        program.add(GluStep{{nullptr, nullptr, nullptr, kInner, kInner, 0, kInner, Number::f32, Activation::gelu},
+                            gates, ups, gated});
+        program.finish(linear_step(down, kWidth, kInner, gated));
+    }
+};
+
+// Rows [first, end), each the first token of a sequence that owns the page of its number.
+std::vector<float> run(Program& program, std::int64_t first, std::int64_t end) {
+    const std::int64_t rows = end - first;
+    std::vector<std::int64_t> tokens, slots, pages, starts{0}, lens;
+    std::vector<AdapterRange> adapters;
+    for (std::int64_t row = first; row < end; ++row) {
+        tokens.push_back(row * 7 % kTokens);
+        slots.push_back(row * kPageSize);
+        pages.push_back(row);
+        starts.push_back(row - first + 1);
+        lens.push_back(1);
+        if (row % 5 < 3) adapters.push_back({row - first, row - first + 1, row % 5});
+    }
+    std::vector<float> cos(std::size_t(rows * kHeadDim), 0.6f), sin(std::size_t(rows * kHeadDim), 0.8f);
+    Guarded out(std::size_t(rows * kWidth) * sizeof(float), true);
+    program.run(Pack{tokens.data(), {cos.data(), sin.data()}, adapters, slots.data(), pages.data(), starts.data(),
+                     lens.data(), rows, rows, 1, out.as<void>()});
+    return {out.as<float>(), out.as<float>() + rows * kWidth};
+}
+
+int check(Isa isa, const char* name) {
+    constexpr std::int64_t num_rows = 37;
+    Layer layer(num_rows * kPageSize);
+    Program program(isa);
+    layer.record(program);
+    program.set_measured(true);
+    const std::vector<float> all = run(program, 0, num_rows);
+    int num_failures = 0;
+    for (std::int64_t row = 0; row < num_rows; ++row) {
+        const std::vector<float> alone = run(program, row, row + 1);
+        if (std::memcmp(alone.data(), all.data() + row * kWidth, sizeof(float) * kWidth) != 0) {
+            ++num_failures;
+            std::printf("FAILED %s, row %ld differs alone\n", name, long(row));
+        }
+    }
+    for (std::int64_t time : program.take_times()) num_failures += time <= 0;
+    return num_failures;
+}
+
+}  // namespace
+
+int main() {
+    const struct { Isa isa; const char* name; } paths[] = {{Isa::avx2, "avx2"}, {Isa::avx512, "avx512"}, {Isa::amx, "amx"}};
+    int num_failures = 0;
+    for (const auto& path : paths) {
+        if (!missing(path.isa).empty()) {
+            std::printf("%s: %s\n", path.name, missing(path.isa).c_str());
+            continue;
+        }
+        for (int threads : {1, 2, 5}) {
+            set_num_threads(threads);
+            num_failures += check(path.isa, path.name);
+        }
+    }
+    std::printf("%d failures\n", num_failures);
+    return num_failures != 0;
+}
