@@ -11,7 +11,7 @@ equal stay apart.
 Does not: run on other devices.
 """
 
-# R rows, V vocabulary, N reported alternatives of all rows
+# R rows, V vocabulary
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def draw(logits_RV: Tensor, rows: Sequence[Row], *, isa: str | None = None) -> l
     for row in rows:
         records.append(_record(row, num_tokens, num_tops, kept))
         num_tops += row.sampling.num_logprobs
-    token_ids_R = torch.empty(num_rows, dtype=torch.int64)
-    logprobs_R = torch.empty(num_rows)
-    top_ids_N, top_logprobs_N = torch.empty(num_tops, dtype=torch.int64), torch.empty(num_tops)
-    select.native().draw_tokens(select.isa_number(isa), logits_RV.data_ptr(), logits_RV.stride(0), num_rows,
-                                num_tokens, b"".join(records), token_ids_R.data_ptr(),
-                                logprobs_R.data_ptr(), top_ids_N.data_ptr(), top_logprobs_N.data_ptr())
-    token_ids, logprobs = token_ids_R.tolist(), logprobs_R.tolist()
+    # Arrays, because making four tensors would take as long as the draw of a small row.
+    token_ids, logprobs = array("q", bytes(8 * num_rows)), array("f", bytes(4 * num_rows))
+    top_ids, top_logprobs = array("q", bytes(8 * num_tops)), array("f", bytes(4 * num_tops))
+    select.native().draw_tokens(
+        select.isa_number(isa), logits_RV.data_ptr(), logits_RV.stride(0), num_rows, num_tokens,
+        b"".join(records), token_ids.buffer_info()[0], logprobs.buffer_info()[0], top_ids.buffer_info()[0],
+        top_logprobs.buffer_info()[0])
     if num_tops == 0:
         return [Draw(token_id, logprob, ()) for token_id, logprob in zip(token_ids, logprobs, strict=True)]
-    tops = list(zip(top_ids_N.tolist(), top_logprobs_N.tolist(), strict=True))
+    tops = list(zip(top_ids, top_logprobs, strict=True))
     draws, start = [], 0
     for row, token_id, logprob in zip(rows, token_ids, logprobs, strict=True):
         end = start + row.sampling.num_logprobs
