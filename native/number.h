@@ -21,7 +21,7 @@ inline std::uint32_t bits_of(float number) {
 inline float float_of_half(std::uint16_t half) {
     const std::uint32_t sign = std::uint32_t(half & 0x8000u) << 16, rest = half & 0x7fffu;
     if (rest >= 0x7c00u) return float_of_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-    if (rest >= 0x0400u) return float_of_bits(sign | (rest << 13) + (112u << 23));
+    if (rest >= 0x0400u) return float_of_bits(sign | ((rest << 13) + (112u << 23)));
     const float small = float(rest) * float_of_bits(103u << 23);  // a multiple of 2^-24
     return sign != 0 ? -small : small;
 }
@@ -35,7 +35,7 @@ inline std::uint16_t half_of_float(float number) {
     if (rest < 0x38800000u) {  // below 2^-14: adding 2^-1 leaves the multiple of 2^-24, rounded, in the last bits
         return std::uint16_t(sign | (bits_of(float_of_bits(rest) + 0.5f) - 0x3f000000u));
     }
-    return std::uint16_t(sign | (rest - (112u << 23) + 0xfffu + (rest >> 13 & 1u)) >> 13);
+    return std::uint16_t(sign | ((rest - (112u << 23) + 0xfffu + (rest >> 13 & 1u)) >> 13));
 }
 
 inline float float_of_bf16(std::uint16_t number) { return float_of_bits(std::uint32_t(number) << 16); }

@@ -64,7 +64,7 @@ def test_rows_are_named_by_the_weights(run, tiny_folder):
     done = run("bench", tiny_folder, "--quick", "--weights", "int4", "--threads", "1", "--json")
     assert done.code == 0, done.err
     record = json.loads(done.out)
-    assert list(record["rows"])[0] == "decode_q4"
+    assert next(iter(record["rows"])) == "decode_q4"
     assert record["settings"]["weights"] == "int4" and record["settings"]["dtype"] == "bfloat16"
     assert 0 < record["settings"]["weights_bytes"] < 2 * record["model"]["parameters"]
 

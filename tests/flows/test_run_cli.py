@@ -233,7 +233,7 @@ def test_the_default_model_answers_and_takes_the_memory_predicted(smollm2_path, 
     done = hearth("run", smollm2_path, "What is the capital of France?", "--temperature", "0", "--json",
                   "--max-tokens", "16", "--weights", weights, home=tmp_path / "home")
     record = json.loads(done.stdout)
-    # The first token is a near tie (0.08 nats in float32), which weights rounded again may decide the other way.
+    # The first token is a near tie (0.08 nats in float32), which a second rounding may decide the other way.
     assert weights in ("bfloat16", "int8") or record["text"] == "The capital of France is Paris."
     assert record["weights_form"] == ("stored" if weights == "auto" else weights)
     peak, predicted = record["measured"]["peak_memory_bytes"], record["predicted"]["peak_memory_bytes"]
