@@ -1,5 +1,6 @@
 """Measure linear layers, ours and torch's, in alternation: `python bench/linear.py --threads 2`.
 
+--format: plain weights, or blocks of a GGUF file (random ones); torch multiplies with bfloat16 then.
 T = 1: every weight of a set larger than the caches is read once per pass, so GB/s is that of memory.
 T = 512: the weights are hot. Each line is the best of all rounds; `ratio` is the median over the rounds of
 torch's time over ours, measured back to back.
@@ -17,10 +18,24 @@ import time
 import torch
 from torch.nn import functional
 
-from openhearth.kernels.linear.native import PackedWeight, linear
+from openhearth.formats.ggml_types import BLOCK_TYPES
+from openhearth.kernels.linear.native import linear
+from openhearth.kernels.linear.packed import BLOCK_FORMATS, PackedWeight, block_rows
 from openhearth.kernels.select import chosen, missing, set_num_threads
 
 SHAPES = ((576, 576), (576, 1536), (1536, 576), (49152, 576))  # N, K of SmolLM2-135M
+
+
+def pack(format: str, num_outputs: int, num_inputs: int) -> PackedWeight:
+    """A random weight; blocks have every pattern of quants and scales of 2^-7 to 2^-5."""
+    if format not in BLOCK_FORMATS:
+        dtype = torch.float32 if format == "F32" else torch.bfloat16
+        return PackedWeight(torch.randn(num_outputs, num_inputs).to(dtype))
+    block = BLOCK_TYPES[format]
+    num_blocks = num_outputs * num_inputs // block.num_elements
+    blocks = torch.randint(0, 256, (num_blocks, block.num_bytes), dtype=torch.uint8)
+    blocks[:, :4] = torch.randint(0x2000, 0x2800, (num_blocks, 2), dtype=torch.int16).view(torch.uint8)
+    return PackedWeight(block_rows(blocks.view(-1), format, (num_outputs, num_inputs)))
 
 
 def pass_s(call, weights) -> float:
@@ -51,23 +66,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 512])
     parser.add_argument("--isa", default=chosen().isa, choices=["amx", "avx512", "avx2"])
-    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--format", default="BF16", choices=["BF16", "F32", *BLOCK_FORMATS])
     parser.add_argument("--megabytes", type=int, default=768, help="of weights read in one pass at T = 1")
     options = parser.parse_args()
     if missing(options.isa):
         parser.error(missing(options.isa))
     torch.set_num_threads(options.threads)
     set_num_threads(options.threads)
-    dtype = getattr(torch, options.dtype)
+    dtype = torch.float32 if options.format == "F32" else torch.bfloat16
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {options.threads} threads, {options.isa}, {options.dtype}")
+    print(f"torch {torch.__version__}, {options.threads} threads, {options.isa}, {options.format}")
     for num_rows in options.rows:
         for num_outputs, num_inputs in SHAPES:
-            num_bytes = num_outputs * num_inputs * dtype.itemsize
+            if options.format == "Q4_K":
+                num_inputs = -(-num_inputs // 256) * 256
+            num_bytes = pack(options.format, num_outputs, num_inputs).packed.nbytes
             copies = max(1, options.megabytes * 2**20 // num_bytes) if num_rows < 16 else 1
+            plain_copies = max(1, min(copies, options.megabytes * 2**20 // (num_outputs * num_inputs * 2)))
             plain = [torch.randn(num_outputs, num_inputs).to(dtype)]
-            plain += [plain[0].clone() for _ in range(copies - 1)]
-            packed = [PackedWeight(weight) for weight in plain]
+            plain += [plain[0].clone() for _ in range(plain_copies - 1)]
+            packed = [pack(options.format, num_outputs, num_inputs) for _ in range(copies)]
             x_TK = torch.randn(num_rows, num_inputs).to(dtype)
             with torch.inference_mode():
                 ours_s, torch_s, ratio = compare(

@@ -32,20 +32,22 @@ void expect(bool holds, const char* what, const char* isa, const std::int64_t* s
 
 void check(Isa isa, const char* name, const std::int64_t* shape, Number number, Number out_number, bool is_at_end) {
     const std::int64_t rows = shape[0], outputs = shape[1], inputs = shape[2];
+    const Format format = number == Number::bf16 ? Format::bf16 : Format::f32;
     Numbers x(rows * inputs, number, is_at_end), weight(outputs * inputs, number, is_at_end);
     Numbers back(outputs * inputs, number, is_at_end), out(rows * outputs, out_number, is_at_end);
     for (std::int64_t i = 0; i < rows * inputs; ++i) x.set(i, draw());
     for (std::int64_t i = 0; i < outputs * inputs; ++i) weight.set(i, draw());
-    Guarded packed(std::size_t(packed_bytes(outputs, inputs, number)), is_at_end);
+    Guarded packed(std::size_t(packed_bytes(outputs, inputs, format)), is_at_end);
     Guarded bias(std::size_t(num_panels(outputs) * kPanel) * sizeof(float), is_at_end);
     for (std::int64_t n = 0; n < num_panels(outputs) * kPanel; ++n) bias.as<float>()[n] = draw();
-    pack_weight(weight.memory.as<char>(), inputs, outputs, inputs, number, packed.as<char>());
-    unpack_weight(packed.as<char>(), outputs, inputs, number, back.memory.as<char>());
+    pack_rows(weight.memory.as<char>(), inputs * (number == Number::bf16 ? 2 : 4), nullptr, outputs, inputs, format,
+              packed.as<char>(), 0);
+    unpack_rows(packed.as<char>(), nullptr, outputs, inputs, format, number, back.memory.as<char>());
     for (std::int64_t i = 0; i < outputs * inputs; ++i) {
         if (back.get(i) != weight.get(i)) return expect(false, "unpacking", name, shape);
     }
     const LinearCall call{x.memory.as<char>(), inputs, packed.as<char>(), bias.as<float>(), out.memory.as<char>(),
-                           outputs, rows, outputs, inputs, number, out_number};
+                          outputs, rows, outputs, inputs, format, out_number};
     linear(isa, &call, 1);
     for (std::int64_t t = 0; t < rows; ++t) {
         for (std::int64_t n = 0; n < outputs; ++n) {
@@ -58,6 +60,71 @@ void check(Isa isa, const char* name, const std::int64_t* shape, Number number, 
             const double rounding = out_number == Number::bf16 ? std::ldexp(std::fabs(sum), -8) : 0.0;
             const double bound = std::ldexp(size * double(inputs + 3), -23) + rounding;
             if (!(std::fabs(out.get(t * outputs + n) - sum) <= bound)) return expect(false, "value", name, shape);
+        }
+    }
+}
+
+// Bytes of one GGUF block of the format, and how many float16 numbers it begins with.
+struct BlockShape {
+    Format format;
+    std::int64_t numbers, bytes, halves;
+};
+
+// Blocks of random quants in two packs of different rows, against sums of the unpacked numbers.
+void check_blocks(Isa isa, const char* name, const std::int64_t* shape, const BlockShape& block, bool is_at_end) {
+    const std::int64_t rows = shape[0], outputs = shape[1], inputs = shape[2], groups = inputs / kGroup;
+    const std::int64_t row_bytes = inputs / block.numbers * block.bytes;
+    Guarded raw(std::size_t(outputs * row_bytes), is_at_end);
+    for (std::int64_t i = 0; i < outputs * row_bytes; ++i) raw.as<char>()[i] = char(int(draw() * 127));
+    for (std::int64_t start = 0; start < outputs * row_bytes; start += block.bytes) {
+        for (std::int64_t half = 0; half < block.halves; ++half) {
+            const std::uint16_t small = std::uint16_t(0x2000 + int((draw() + 1) * 1023));  // 2^-7 to 2^-5
+            std::memcpy(raw.as<char>() + start + 2 * half, &small, 2);
+        }
+    }
+    Guarded packed(std::size_t(packed_bytes(outputs, inputs, block.format)), is_at_end);
+    const std::int64_t first = outputs / 3;
+    pack_rows(raw.as<char>(), row_bytes, nullptr, first, inputs, block.format, packed.as<char>(), 0);
+    pack_rows(raw.as<char>() + first * row_bytes, row_bytes, nullptr, outputs - first, inputs, block.format,
+              packed.as<char>(), first);
+    Numbers weight(outputs * inputs, Number::f32, is_at_end), x(rows * inputs, Number::bf16, is_at_end);
+    unpack_rows(packed.as<char>(), nullptr, outputs, inputs, block.format, Number::f32, weight.memory.as<char>());
+    for (std::int64_t i = 0; i < rows * inputs; ++i) x.set(i, draw());
+    Numbers out(rows * outputs, Number::f32, is_at_end);
+    const LinearCall call{x.memory.as<char>(), inputs, packed.as<char>(), nullptr, out.memory.as<char>(),
+                          outputs, rows, outputs, inputs, block.format, Number::f32};
+    const LinearCall twice[] = {call, call};
+    linear(isa, twice, 2);
+    for (std::int64_t t = 0; t < rows; ++t) {
+        for (std::int64_t n = 0; n < outputs; ++n) {
+            double sum = 0, size = 0;
+            for (std::int64_t k = 0; k < inputs; ++k) {
+                const double product = double(x.get(t * inputs + k)) * double(weight.get(n * inputs + k));
+                sum += product;
+                size += std::fabs(product) + std::fabs(double(x.get(t * inputs + k)));  // |m| < 2^-5 * 63
+            }
+            const double bound = std::ldexp(4 * size * double(kGroup + groups + 4), -23);
+            if (!(std::fabs(out.get(t * outputs + n) - sum) <= bound)) return expect(false, "blocks", name, shape);
+        }
+    }
+}
+
+void check_quantizing(Format format, std::int64_t block_bytes, bool is_at_end) {
+    const std::int64_t shape[3] = {0, 37, 96};
+    for (Number number : {Number::f32, Number::bf16}) {
+        Numbers weight(shape[1] * shape[2], number, is_at_end);
+        for (std::int64_t i = 0; i < shape[1] * shape[2]; ++i) weight.set(i, draw());
+        Guarded blocks(std::size_t(shape[1] * shape[2] / kGroup * block_bytes), is_at_end);
+        quantize_rows(weight.memory.as<char>(), shape[2] * (number == Number::bf16 ? 2 : 4), number, shape[1], shape[2],
+                      format, blocks.as<char>());
+        Guarded packed(std::size_t(packed_bytes(shape[1], shape[2], format)), is_at_end);
+        pack_rows(blocks.as<char>(), shape[2] / kGroup * block_bytes, nullptr, shape[1], shape[2], format,
+                  packed.as<char>(), 0);
+        Numbers back(shape[1] * shape[2], Number::f32, is_at_end);
+        unpack_rows(packed.as<char>(), nullptr, shape[1], shape[2], format, Number::f32, back.memory.as<char>());
+        const float step = format == Format::q8_0 ? 2.0f / 254 : 2.0f / 15;
+        for (std::int64_t i = 0; i < shape[1] * shape[2]; ++i) {
+            if (!(std::fabs(back.get(i) - weight.get(i)) <= 2 * step)) return expect(false, "quantizing", "", shape);
         }
     }
 }
@@ -129,6 +196,10 @@ int main(int num_arguments, char**) {
     const std::int64_t shapes[][3] = {{1, 1, 1},    {1, 64, 64},  {2, 33, 31},  {3, 31, 33},   {5, 65, 2},
                                       {16, 32, 32}, {17, 95, 97}, {32, 40, 48}, {33, 129, 63}, {70, 34, 130},
                                       {1, 576, 99}, {0, 8, 8},    {4, 40, 0},   {300, 16, 40}};
+    const std::int64_t block_shapes[][3] = {{1, 1, 32},   {1, 64, 96},  {2, 33, 256}, {3, 40, 64},  {7, 31, 256},
+                                            {17, 70, 96}, {33, 65, 32}, {70, 34, 256}, {0, 8, 32}};
+    const BlockShape all_blocks[] = {{Format::q8_0, 32, 34, 1}, {Format::q4_0, 32, 18, 1}, {Format::q4_1, 32, 20, 2},
+                                  {Format::q4_k, 256, 144, 2}};
     const struct {
         Isa isa;
         const char* name;
@@ -145,7 +216,17 @@ int main(int num_arguments, char**) {
                       variant & 2 ? Number::bf16 : Number::f32, (variant & 4) != 0);
             }
         }
+        for (const BlockShape& block : all_blocks) {
+            for (const auto& shape : block_shapes) {
+                if (shape[2] % block.numbers != 0) continue;
+                for (bool is_at_end : {false, true}) check_blocks(one.isa, one.name, shape, block, is_at_end);
+            }
+        }
         std::printf("%s: checked\n", one.name);
+    }
+    for (bool is_at_end : {false, true}) {
+        check_quantizing(Format::q8_0, 34, is_at_end);
+        check_quantizing(Format::q4_1, 20, is_at_end);
     }
     check_tile_config();
     check_pool();

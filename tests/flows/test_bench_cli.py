@@ -60,6 +60,15 @@ def test_rows_that_the_context_cannot_hold_are_named_and_the_table_is_on_stdout(
     assert "prefill_512 was left out: needs a context of 513 tokens, the model has 512" in done.err
 
 
+def test_rows_are_named_by_the_weights(run, tiny_folder):
+    done = run("bench", tiny_folder, "--quick", "--weights", "int4", "--threads", "1", "--json")
+    assert done.code == 0, done.err
+    record = json.loads(done.out)
+    assert next(iter(record["rows"])) == "decode_q4"
+    assert record["settings"]["weights"] == "int4" and record["settings"]["dtype"] == "bfloat16"
+    assert 0 < record["settings"]["weights_bytes"] < 2 * record["model"]["parameters"]
+
+
 def test_arithmetic_of_the_yardsticks(long_folder, tiny_folder):
     spec = read_spec(open_checkpoint(long_folder))
     layers = 2 * (2 * 6 * 16 * 64 + 3 * 64 * 128)

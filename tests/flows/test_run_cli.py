@@ -151,6 +151,8 @@ def test_verbose_predicts_memory_before_and_measures_it_after(run):
     (("hi", "--top-logprobs", "513"), 2, "num_logprobs"),
     (("hi", "--dtype", "int3"), 2, "'int3' is not one of 'auto', 'float32', 'bfloat16'"),
     (("hi", "--dtype", "float16", "--json"), 2, "'float16' is not one of"),
+    (("hi", "--weights", "int3"), 2, "'int3' is not one of 'auto', 'float32', 'bfloat16', 'int8', 'int4'"),
+    (("hi", "--weights", "int8", "--dtype", "float32"), 2, "exclude each other"),
     (("hi", "--context", "513"), 2, "513"),
     (("hi", "--threads", "0"), 2, "threads"),
     (("hi", "--raw", "--system", "x"), 2, "exclude"),
@@ -226,13 +228,14 @@ def test_a_closed_pipe_ends_quietly(slow_folder, tmp_path):
     assert done.stderr == b""
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_memory_of_the_default_model_is_as_predicted_and_below_its_limit(smollm2_path, tmp_path, dtype):
+@pytest.mark.parametrize("weights", ["auto", "float32", "bfloat16", "int8"])
+def test_the_default_model_answers_and_takes_the_memory_predicted(smollm2_path, tmp_path, weights):
     done = hearth("run", smollm2_path, "What is the capital of France?", "--temperature", "0", "--json",
-                  "--max-tokens", "16", "--dtype", dtype, home=tmp_path / "home")
+                  "--max-tokens", "16", "--weights", weights, home=tmp_path / "home")
     record = json.loads(done.stdout)
-    # The first token is a near tie (0.08 nats in float32), which bfloat16 may decide the other way.
-    assert dtype == "bfloat16" or record["text"] == "The capital of France is Paris."
+    # The first token is a near tie (0.08 nats in float32), which a second rounding may decide the other way.
+    assert weights in ("bfloat16", "int8") or record["text"] == "The capital of France is Paris."
+    assert record["weights_form"] == ("stored" if weights == "auto" else weights)
     peak, predicted = record["measured"]["peak_memory_bytes"], record["predicted"]["peak_memory_bytes"]
-    assert peak < 1.2 * 2**30
+    assert peak < (1.2 if weights == "float32" else 0.8) * 2**30
     assert 0.75 < predicted / peak < 1.33

@@ -144,10 +144,13 @@ def llama(tiny_folder):
     return load_model(checkpoint, read_spec(checkpoint), dtype=torch.float32)
 
 
-@pytest.fixture(scope="module")
-def llama_bf16(tiny_folder):
+FORMS = ["bfloat16", *(["int8", "int4"] if select.chosen().is_native else [])]
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def llama_bf16(request, tiny_folder):
     checkpoint = open_checkpoint(tiny_folder)
-    return load_model(checkpoint, read_spec(checkpoint), dtype=torch.bfloat16)
+    return load_model(checkpoint, read_spec(checkpoint), dtype=torch.bfloat16, weights=request.param)
 
 
 PACKINGS = [{}, {"max_batch_tokens": 7}, {"max_num_sequences": 1}, {"num_pages": 16, "context_length": 64},

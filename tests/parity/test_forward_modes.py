@@ -26,13 +26,17 @@ OTHER_PATHS = [isa for isa in (*select.NATIVE_ISAS, select.REFERENCE)
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 0.03}
 
 
-@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+FORMS = ["float32", "bfloat16", *(["int8", "int4"] if select.chosen().is_native else [])]
+
+
+@pytest.fixture(scope="module", params=FORMS)
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("modes")
     build_llama(folder, with_tokenizer=False, num_attention_heads=6, num_key_value_heads=2, hidden_size=96,
                 attention_bias=True)
     checkpoint = open_checkpoint(folder)
-    return load_model(checkpoint, read_spec(checkpoint), dtype=request.param)
+    dtype = torch.float32 if request.param == "float32" else torch.bfloat16
+    return load_model(checkpoint, read_spec(checkpoint), dtype=dtype, weights=request.param)
 
 
 @pytest.fixture(scope="module")

@@ -46,11 +46,12 @@ class WeightChoice:
 
 
 def choose_weights(setting: str, dtype: str, checkpoint: Checkpoint, spec: ModelSpec, *,
-                   has_native: bool) -> WeightChoice:
+                   has_native: bool, available_bytes: int | None = None) -> WeightChoice:
     """Return the form for a setting that may be "auto" and a dtype setting that may be "auto".
 
     auto: what the file holds, as far as the kernels read it; of the smaller forms the largest that four
-    fifths of the free memory hold. Without native kernels weights are float32 or bfloat16.
+    fifths of the free memory hold (available_bytes; None asks the machine). Without native kernels
+    weights are float32 or bfloat16.
     Raises: UsageError when the settings contradict each other; Unsupported when quantised weights are
     asked for and there are no native kernels.
     """
@@ -72,16 +73,17 @@ def choose_weights(setting: str, dtype: str, checkpoint: Checkpoint, spec: Model
         chosen = choose_dtype(dtype, spec)
         reason = "as asked for" if dtype != "auto" else _OF_THE_FILE
         return WeightChoice(chosen, chosen, reason, weight_bytes(checkpoint, spec, chosen))
-    return _fitting(dtype, checkpoint, spec)
+    if available_bytes is None:
+        available_bytes = hardware.read_memory().available_bytes
+    return _fitting(dtype, checkpoint, spec, available_bytes)
 
 
-def _fitting(dtype: str, checkpoint: Checkpoint, spec: ModelSpec) -> WeightChoice:
+def _fitting(dtype: str, checkpoint: Checkpoint, spec: ModelSpec, available: int) -> WeightChoice:
     blocks = sorted({entry.type for entry in checkpoint.tensors.values() if entry.type in _BLOCK_TYPES})
     if blocks:
         first, reason = "stored", f"{', '.join(blocks)} as in the file"
     else:
         first, reason = choose_dtype(dtype, spec), _OF_THE_FILE
-    available = hardware.read_memory().available_bytes
     forms = [first, *(form for form in ("int8", "int4") if first != form)]
     sizes = {form: weight_bytes(checkpoint, spec, form) for form in forms}
     fitting = [form for form in forms if sizes[form] <= _USABLE_SHARE * available]

@@ -8,10 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny import build_gguf, build_llama
 
-from openhearth.errors import BadFile, Unsupported
+from openhearth.errors import BadFile, Unsupported, UsageError
 from openhearth.formats import open_checkpoint
+from openhearth.kernels.attention import AttnInput
+from openhearth.kernels.lora import AdapterRows
 from openhearth.models import ARCHITECTURES, load_model
-from openhearth.spec import read_spec
+from openhearth.models.linear import Embedding, Linear
+from openhearth.models.lora import AdapterWeights, attach
+from openhearth.spec import read_spec, weight_bytes
 
 EMBEDDING = "model.embed_tokens.weight"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -121,6 +125,69 @@ def test_weights_are_the_stored_numbers_in_the_wanted_dtype(tmp_path, stored, dt
     assert model.state_dict().keys() == want.keys()
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, want[name].to(dtype)), name
+
+
+@pytest.mark.parametrize("quant", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("is_tied", [False, True], ids=["untied", "tied"])
+def test_stored_blocks_are_held_as_they_are_and_compute_what_they_mean(tmp_path, quant, is_tied):
+    build_llama(tmp_path, with_tokenizer=False, tie_word_embeddings=is_tied)
+    path = build_gguf(tmp_path, tmp_path / "m.gguf", quant)
+    model = load(path, torch.bfloat16, weights="stored")
+    dequantised = load(path, is_trainable=True)
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    assert len(linears) == 14 + (not is_tied)
+    for name, module in linears.items():
+        assert module.packed.format == quant and module.weight is None
+        want = dequantised.get_submodule(name).weight
+        assert torch.equal(module.packed.unpack(torch.float32), want), name
+    assert model.model.embed_tokens.packed.format == quant and model.model.embed_tokens.weight is None
+    table = model.model.embed_tokens.packed.unpack(torch.float32)
+    assert torch.equal(table, dequantised.model.embed_tokens.weight)
+    checkpoint = open_checkpoint(path)
+    held = sum(packed.packed.nbytes for packed in [module.packed for module in linears.values()]
+               + [model.model.embed_tokens.packed]) + sum(p.nbytes for p in model.state_dict().values())
+    assert held == weight_bytes(checkpoint, read_spec(checkpoint), "stored")
+
+
+@pytest.mark.parametrize(("weights", "formats"), [("int8", {"Q8_0"}), ("int4", {"Q4_1", "Q8_0"})])
+def test_plain_weights_are_quantised_on_request(folder, weights, formats):
+    model = load(folder, torch.bfloat16, weights=weights)
+    want = load_file(folder / "model.safetensors")
+    found = {name: module.packed for name, module in model.named_modules()
+             if isinstance(module, Linear | Embedding)}
+    assert {packed.format for packed in found.values()} == formats
+    assert found["lm_head"].format == found["model.embed_tokens"].format == "Q8_0"
+    for name, packed in found.items():
+        error = (packed.unpack(torch.float32) - want[f"{name}.weight"]).square().mean().sqrt()
+        assert error < (0.0012 if packed.format == "Q8_0" else 0.014), name  # weights of size 0.1
+    checkpoint = open_checkpoint(folder)
+    held = sum(packed.packed.nbytes for packed in found.values())
+    held += sum(parameter.nbytes for parameter in model.state_dict().values())
+    assert held == weight_bytes(checkpoint, read_spec(checkpoint), weights)
+
+
+@pytest.mark.parametrize(("kwargs", "text"), [
+    ({"dtype": torch.float32, "weights": "int8"}, "native kernels and bfloat16"),
+    ({"dtype": torch.bfloat16, "weights": "float32"}, "`float32`"),
+    ({"dtype": torch.bfloat16, "weights": "int4", "is_trainable": True}, "cannot learn"),
+])
+def test_forms_that_do_not_go_together_are_refused(folder, kwargs, text):
+    with pytest.raises(UsageError, match=text):
+        load(folder, **kwargs)
+
+
+def test_an_adapter_learns_on_a_quantised_base(folder):
+    model = load(folder, torch.bfloat16, weights="int4")
+    generator = torch.Generator().manual_seed(0)
+    a_RI, b_OR = torch.randn(4, 64, generator=generator) * 0.1, torch.randn(64, 4, generator=generator) * 0.1
+    name = "model.layers.0.self_attn.q_proj"
+    attach(model, "task", AdapterWeights({name: (a_RI, b_OR)}, scale=1.0), is_trainable=True)
+    ids = torch.arange(12)
+    hidden = model(ids, torch.arange(12), AttnInput.without_cache((12,)), AdapterRows(((0, 12, 0),)))
+    torch.nn.functional.cross_entropy(model.logits(hidden)[:-1], ids[1:]).backward()
+    pair = model.get_submodule(name).lora[0]
+    grads = [parameter.grad for parameter in pair.parameters()]
+    assert len(grads) == 2 and all(grad.isfinite().all() and grad.abs().max() > 0 for grad in grads)
 
 
 def test_loaded_weights_do_not_change_with_the_file(folder):
