@@ -99,7 +99,8 @@ void call_attend(int isa, Address q, Address k, Address v, std::int64_t q_stride
     const AttentionCall attending{at(turned_q), num_heads * head_dim, at(keys), at(values), at<void>(out),
                                   at<const std::int64_t>(page_table), pages_per_sequence, page_size,
                                   at<const std::int64_t>(query_starts), at<const std::int64_t>(context_lens),
-                                  num_sequences, num_heads, num_kv_heads, head_dim, scale, number};
+                                  num_sequences, num_heads, num_kv_heads, head_dim, scale, 0.0f, 0, nullptr, number,
+                                  is_bf16 ? Cache::bf16 : Cache::f32};
     nb::gil_scoped_release without_lock;
     rope(chosen, turning);
     attention(chosen, attending);

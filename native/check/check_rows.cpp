@@ -97,7 +97,8 @@ void check_attention(Isa isa, const Layout& layout, bool has_cache, Number numbe
     attention(isa, AttentionCall{turned.address(), q_size, keys.address(), values.address(), out.address(),
                                  has_cache ? table.data() : nullptr, pages_each, page_size, starts.data(),
                                  contexts.data(), num_sequences, layout.num_heads, layout.num_kv_heads,
-                                 layout.head_dim, scale, number});
+                                 layout.head_dim, scale, 0.0f, 0, nullptr, number,
+                                 number == Number::bf16 ? Cache::bf16 : Cache::f32});
     for (std::int64_t s = 0; s < num_sequences; ++s) {
         for (std::int64_t t = starts[std::size_t(s)]; t < starts[std::size_t(s + 1)]; ++t) {
             const std::int64_t num_keys = contexts[std::size_t(s)] - (starts[std::size_t(s + 1)] - 1 - t);
