@@ -111,7 +111,7 @@ void attention(Isa isa, const AttentionCall& call) {
             part.num_spans = divide_up(range.end, kSpan) - part.first_span;
             if (part.num_spans > 1) {
                 num_groups += call.num_kv_heads;
-                partial_size += call.num_kv_heads * part.num_spans * divide_up(part.num_rows, kTileRows);
+                partial_size += call.num_kv_heads * part.num_spans * attention_tiles_amx(part.num_rows);
             }
         }
         num_chunks += part.num_blocks * call.num_kv_heads * part.num_spans;
@@ -132,7 +132,7 @@ void attention(Isa isa, const AttentionCall& call) {
             for (std::int64_t head = 0; head < call.num_kv_heads; ++head) {
                 num_left[std::size_t(part.first_group + head)] = part.num_spans;
                 partial_of.push_back(partials);
-                partials += one * part.num_spans * divide_up(part.num_rows, kTileRows);
+                partials += one * part.num_spans * attention_tiles_amx(part.num_rows);
             }
         }
     }
@@ -153,7 +153,7 @@ void attention(Isa isa, const AttentionCall& call) {
 #if defined(HEARTH_HAS_AMX)
         if (part.num_spans > 1) {
             const std::size_t group = std::size_t(part.first_group + head);
-            const std::int64_t one = attention_partial_amx(call.head_dim) * divide_up(part.num_rows, kTileRows);
+            const std::int64_t one = attention_partial_amx(call.head_dim) * attention_tiles_amx(part.num_rows);
             block.partial = partial_of[group] + span * one;
             attention_amx(call, block, scratch);
             if (--num_left[group] == 0) {

@@ -79,6 +79,9 @@ void attention_avx512(const AttentionCall& call, const QueryBlock& block, float*
 constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kSpan = 512;      // keys
 constexpr std::int64_t kMaxAmxRows = 256;
+static inline std::int64_t attention_tiles_amx(std::int64_t num_rows) {  // one or an even number of them
+    return num_rows <= kTileRows ? 1 : (num_rows + 2 * kTileRows - 1) / (2 * kTileRows) * 2;
+}
 std::int64_t attention_scratch_amx(std::int64_t head_dim);
 std::int64_t attention_partial_amx(std::int64_t head_dim);  // float32 numbers of one tile's sums over a span
 void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch);

@@ -61,13 +61,25 @@ struct Work {
 std::int64_t pad(std::int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
 State state_of(std::int64_t head_dim, float* at) { return {at, pad(head_dim) / 16}; }
 
-// 2^x for x <= kSlack or so; relative error below 2^-18, of the polynomial on [0, 1).
+// The part of x above the whole number below it.
+inline Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+// 2^x; relative error below 2^-18, of the polynomial on [0, 1). 2^0 is 1.
 inline Vec exp2_of(Vec x) {
-    const Vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    const Vec f = fraction(x);
     Vec sum = fma(all(0.0134266848f), f, all(0.0522424728f));
     sum = fma(sum, f, all(0.241280198f));
     sum = fma(sum, f, all(0.693044841f));
     return _mm512_scalef_ps(fma(sum, f, all(1.0f)), x);
+}
+
+// 2^x, whose upper half is its nearest bf16 number: half a unit of the last place is in the polynomial, which
+// lies in [1, 2), already. Relative error of the polynomial below 2^-13.
+inline __m512i weight_of(Vec x) {
+    const Vec f = fraction(x);
+    Vec sum = fma(all(0.07706704f), f, all(0.227645f));
+    sum = fma(sum, f, all(0.69511676f));
+    return _mm512_castps_si512(_mm512_scalef_ps(fma(sum, f, all(1.00390625f)), x));
 }
 
 // 0 where a row has seen no key yet: then everything it is taken from is -infinity and gives the weight 0.
@@ -194,12 +206,13 @@ bool take_values(const Work& work, const Parts& parts) {
     return strange == 0;
 }
 
-// Scores of 32 keys with one or two tiles of rows.
+// Scores of 32 keys with one or two tiles of rows, into tiles 0 to 3.
 template <bool is_two>
 inline void score(const Work& work, std::int64_t tile, int key) {
     const std::int64_t stride = work.padded * 2;
     const char* const k = work.keys + key * stride;
     const char* const q = work.q + tile * work.dim_steps * 1024;
+    finish_stores();
     _tile_zero(0);
     _tile_zero(1);
     if (is_two) {
@@ -218,13 +231,20 @@ inline void score(const Work& work, std::int64_t tile, int key) {
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    float* const to = work.scores + key * kWidth;
+    finish_stores();
+}
+
+// Writes tiles 0 and 1, and 2 and 3 at some distance.
+template <bool is_two>
+inline void store_tiles(float* to, std::int64_t distance) {
+    finish_stores();
     _tile_stored(0, to, 64);
     _tile_stored(1, to + kTileFloats, 64);
     if (is_two) {
-        _tile_stored(2, to + kKeyBlock * kWidth, 64);
-        _tile_stored(3, to + kKeyBlock * kWidth + kTileFloats, 64);
+        _tile_stored(2, to + distance, 64);
+        _tile_stored(3, to + distance + kTileFloats, 64);
     }
+    finish_stores();
 }
 
 // cap * tanh(score * scale / cap), times log2(e).
@@ -250,55 +270,52 @@ void prepare(const Work& work, float* scores, std::int64_t tile, std::int64_t st
     }
 }
 
-// Scores become bf16 weights, two keys side by side.
-void weigh(const Work& work, const float* scores, const State& state, int count, char* weights) {
-    const Vec scale = all(work.log2_scale);
+// Lets a tile's maximum follow its scores and rescales its sums by that; returns what exponents start from.
+inline Vec follow(const Work& work, const float* scores, const State& state, int count) {
     Vec tops[4];
     for (int i = 0; i < 4; ++i) tops[i] = load(scores + i * kWidth);
     for (int j = 4; j < count; j += 4) {
         for (int i = 0; i < 4; ++i) tops[i] = max_or_second(load(scores + (j + i) * kWidth), tops[i]);
     }
-    const Vec lowest = all(-__builtin_inff());
-    Vec top = lowest;
+    Vec top = all(-__builtin_inff());
     for (int i = 0; i < 4; ++i) top = max_or_second(tops[i], top);
-    top = mul(top, scale);
+    top = mul(top, all(work.log2_scale));
     const Vec old = load(state.top());
     const Lanes grows = less(add(old, all(kSlack)), top);
-    if (grows != 0) {
-        top = choose(grows, top, old);
-        const Vec factor = exp2_of(sub(old, shift_of(top)));
-        store(state.top(), top);
-        store(state.total(), mul(load(state.total()), factor));
-        for (std::int64_t i = 0; i < state.num_out * kTileFloats; i += kWidth) {
-            store(state.out + i, mul(load(state.out + i), factor));
-        }
+    if (grows == 0) return sub(zeros(), shift_of(old));
+    top = choose(grows, top, old);
+    const Vec shift = shift_of(top), factor = exp2_of(sub(old, shift));
+    store(state.top(), top);
+    store(state.total(), mul(load(state.total()), factor));
+    for (std::int64_t i = 0; i < state.num_out * kTileFloats; i += kWidth) {
+        store(state.out + i, mul(load(state.out + i), factor));
     }
-    const Vec shift = sub(zeros(), shift_of(load(state.top())));
-    const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
-    for (int j = 0; j < count; j += 4) {
-        Vec w[4];
-        for (int i = 0; i < 4; ++i) {
-            w[i] = exp2_of(fma(load(scores + (j + i) * kWidth), scale, shift));
-            sums[i] = add(sums[i], w[i]);
-        }
-        for (int i = 0; i < 4; i += 2) {
-            const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(w[i + 1], w[i]);
-            _mm512_store_si512(weights + (j + i) * 32, _mm512_permutexvar_epi16(pairs, both));
-        }
-    }
-    store(state.total(), add(load(state.total()), add(add(sums[0], sums[1]), add(sums[2], sums[3]))));
+    return sub(zeros(), shift);
 }
 
-// Adds weights x values to two tiles of numbers of one or two tiles of rows.
+// Scores of 32 keys become bf16 weights, two keys side by side, and what they have become joins the sums.
+inline void weigh(const float* scores, Vec scale, Vec shift, Vec (&sums)[4], char* weights) {
+    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+#pragma GCC unroll 16
+    for (int j = 0; j < kStepKeys; j += 2) {
+        const __m512i first = weight_of(fma(load(scores + j * kWidth), scale, shift));
+        const __m512i second = weight_of(fma(load(scores + (j + 1) * kWidth), scale, shift));
+        const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
+        Vec& sum = sums[j / 2 % 4];
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)both, (__m512bh)ones);
+        _mm512_store_si512(weights + j * 32, both);
+    }
+}
+
+// Adds weights x values to two tiles of numbers of one or two tiles of rows, which become tiles 0 to 3.
 template <bool is_two>
-inline void gather(const char* values, const char* weights, float* out, std::int64_t other, int num_steps) {
+inline void gather(const char* values, const char* weights, const float* out, std::int64_t distance, int num_steps) {
+    finish_stores();
     _tile_loadd(0, out, 64);
     _tile_loadd(1, out + kTileFloats, 64);
     if (is_two) {
-        _tile_loadd(2, out + other, 64);
-        _tile_loadd(3, out + other + kTileFloats, 64);
+        _tile_loadd(2, out + distance, 64);
+        _tile_loadd(3, out + distance + kTileFloats, 64);
     }
     for (int step = 0; step < num_steps; ++step) {
         _tile_loadd(4, values + step * 1024, 64);
@@ -312,12 +329,7 @@ inline void gather(const char* values, const char* weights, float* out, std::int
             _tile_dpbf16ps(3, 5, 7);
         }
     }
-    _tile_stored(0, out, 64);
-    _tile_stored(1, out + kTileFloats, 64);
-    if (is_two) {
-        _tile_stored(2, out + other, 64);
-        _tile_stored(3, out + other + kTileFloats, 64);
-    }
+    finish_stores();
 }
 
 // As gather for one tile of rows, where a row's weight 0 may meet a NaN or infinity that the row must not see:
@@ -336,9 +348,8 @@ void gather_apart(const Work& work, std::int64_t tile, std::int64_t start, const
                 _mm512_store_si512(seen + line * 64, _mm512_maskz_loadu_epi16(sees, from));
             }
             __builtin_memcpy(found, state.out + n * kTileFloats, sizeof found);
-            finish_stores();
             gather<false>(seen, weights, found, 0, num_steps);
-            finish_stores();
+            store_tiles<false>(found, 0);
             for (int i = 0; i < 2 * kTileRows; ++i) {
                 state.out[n * kTileFloats + i * kWidth + r] = found[i * kWidth + r];
             }
@@ -346,34 +357,114 @@ void gather_apart(const Work& work, std::int64_t tile, std::int64_t start, const
     }
 }
 
+// One or two tiles of rows on their way through a block of keys.
+struct Stage {
+    std::int64_t tile;
+    int count;                    // keys, whole tile steps
+    bool is_edge;                 // not every row sees every key
+    float* scores;
+    char* weights;
+};
+
+// A block of keys for all rows. Tile products of a stage's neighbours are begun before each part of its vector
+// work and written after it, so that neither waits: the scores of the next stage, the values of the last.
 template <bool is_two>
-void attend_tiles(const Work& work, std::int64_t tile, std::int64_t start, int count, bool has_strange) {
-    constexpr int num_tiles = is_two ? 2 : 1;
-    for (int key = 0; key < count; key += kStepKeys) score<is_two>(work, tile, key);
-    finish_stores();
-    bool is_edge[2] = {false, false};
-    for (int i = 0; i < num_tiles; ++i) {
-        const std::int64_t row = (tile + i) * kTileRows;
-        float* const scores = work.scores + i * kKeyBlock * kWidth;
-        is_edge[i] = start + count > work.end[row] || start < work.first[row + kTileRows - 1];
-        if (is_edge[i] || work.call.soft_cap != 0) prepare(work, scores, tile + i, start, count, is_edge[i]);
-        weigh(work, scores, work.span.at(tile + i), count, work.weights + i * kNumSteps * 1024);
+struct Passage {
+    static constexpr int kTiles = is_two ? 2 : 1;
+    static constexpr std::int64_t kScores = kKeyBlock * kWidth, kWeights = kNumSteps * 1024;  // of one tile
+
+    const Work& work;
+    std::int64_t start;
+    int num_keys;
+    bool has_strange;             // some value is not finite, and some row may not see it
+
+    Stage stage_of(std::int64_t tile) const {
+        const std::int64_t row = tile * kTileRows, last = row + kTiles * kTileRows - 1;
+        const std::int64_t seen = (work.end[last] - start + kStepKeys - 1) / kStepKeys * kStepKeys;
+        const int count = int(seen < num_keys ? seen : num_keys), side = int(tile / kTiles % 2);
+        return Stage{tile, count, start + count > work.end[row] || start < work.first[last],
+                     work.scores + side * 2 * kScores, work.weights + side * 2 * kWeights};
     }
-    finish_stores();
-    const int num_steps = count / kStepKeys;
-    if (has_strange && (is_edge[0] || is_edge[1])) {
-        for (int i = 0; i < num_tiles; ++i) {
-            gather_apart(work, tile + i, start, work.weights + i * kNumSteps * 1024, num_steps);
+
+    void begin_scores(const Stage& stage, int key) const {
+        if (key < stage.count) score<is_two>(work, stage.tile, key);
+    }
+    void end_scores(const Stage& stage, int key) const {
+        if (key < stage.count) store_tiles<is_two>(stage.scores + key * kWidth, kScores);
+    }
+
+    void begin_values(const Stage& stage, std::int64_t n) const {
+        if (has_strange && stage.is_edge) return;
+        const State state = work.span.at(stage.tile);
+        gather<is_two>(work.values + n * kNumSteps * 1024, stage.weights, state.out + n * kTileFloats, state.size(),
+                       stage.count / kStepKeys);
+    }
+    void end_values(const Stage& stage, std::int64_t n) const {
+        if (has_strange && stage.is_edge) return;
+        const State state = work.span.at(stage.tile);
+        store_tiles<is_two>(state.out + n * kTileFloats, state.size());
+    }
+    // Heads of more than 64 numbers: what no vector work is left for.
+    void add_rest(const Stage& stage) const {
+        for (std::int64_t n = 4; n < work.span.num_out; n += 2) {
+            begin_values(stage, n);
+            end_values(stage, n);
         }
-        return;
+        if (!has_strange || !stage.is_edge) return;
+        for (int i = 0; i < kTiles; ++i) {
+            gather_apart(work, stage.tile + i, start, stage.weights + i * kWeights, stage.count / kStepKeys);
+        }
     }
-    const State state = work.span.at(tile);
-    for (std::int64_t n = 0; n < state.num_out; n += 2) {
-        gather<is_two>(work.values + n * kNumSteps * 1024, work.weights, state.out + n * kTileFloats, state.size(),
-                       num_steps);
+
+    void run() const {
+        std::int64_t tile = 0, end = work.num_tiles;
+        while (tile < end && work.end[(tile + kTiles) * kTileRows - 1] <= start) tile += kTiles;
+        while (end > tile && work.first[(end - kTiles) * kTileRows] >= start + kKeyBlock) end -= kTiles;
+        if (tile == end) return;
+        const bool has_second = work.span.num_out > 2;
+        const Vec scale = all(work.log2_scale);
+        Stage last{}, now = stage_of(tile), next{};  // without keys at first: nothing is computed
+        for (int key = 0; key < now.count; key += kStepKeys) {
+            begin_scores(now, key);
+            end_scores(now, key);
+        }
+        for (; tile < end; tile += kTiles) {
+            next = tile + kTiles < end ? stage_of(tile + kTiles) : Stage{};
+            for (int i = 0; i < kTiles; ++i) {
+                float* const scores = now.scores + i * kScores;
+                char* const weights = now.weights + i * kWeights;
+                const State state = work.span.at(tile + i);
+                const bool is_first = i == 0, has_values = !is_first && last.count != 0;
+                if (is_first) begin_scores(next, 0);
+                if (has_values) begin_values(last, 0);
+                if (now.is_edge || work.call.soft_cap != 0) prepare(work, scores, tile + i, start, now.count, now.is_edge);
+                const Vec shift = follow(work, scores, state, now.count);
+                Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
+                weigh(scores, scale, shift, sums, weights);
+                if (is_first) {
+                    end_scores(next, 0);
+                    begin_scores(next, kStepKeys);
+                }
+                if (has_values) {
+                    end_values(last, 0);
+                    if (has_second) begin_values(last, 2);
+                }
+                if (now.count > kStepKeys) weigh(scores + kStepKeys * kWidth, scale, shift, sums, weights + 1024);
+                if (is_first) end_scores(next, kStepKeys);
+                if (has_values && has_second) end_values(last, 2);
+                store(state.total(), add(load(state.total()), add(add(sums[0], sums[1]), add(sums[2], sums[3]))));
+            }
+            if (last.count != 0) add_rest(last);
+            last = now;
+            now = next;
+        }
+        for (std::int64_t n = 0; n < work.span.num_out && n < 4; n += 2) {
+            begin_values(last, n);
+            end_values(last, n);
+        }
+        add_rest(last);
     }
-    finish_stores();
-}
+};
 
 // Adds the sums of one more span to those before it.
 void add_span(const State& sum, const State& span) {
@@ -440,21 +531,10 @@ __attribute__((noinline)) void attend(Work& work, std::int64_t part_size) {
             const bool is_finite = take_values<C>(work, parts);
             finish_stores();
             const bool has_strange = !is_finite && (start + kKeyBlock > least_end || start < greatest_first);
-            for (std::int64_t tile = 0; tile < work.num_tiles;) {
-                const std::int64_t row = tile * kTileRows;
-                const bool is_two = tile + 1 < work.num_tiles;
-                const std::int64_t last_row = row + (is_two ? 2 : 1) * kTileRows - 1;
-                const std::int64_t seen = work.end[last_row] - start;
-                if (seen > 0 && work.first[row] < start + kKeyBlock) {
-                    const std::int64_t steps = (seen + kStepKeys - 1) / kStepKeys * kStepKeys;
-                    const int count = int(steps < parts.padded_count ? steps : parts.padded_count);
-                    if (is_two) {
-                        attend_tiles<true>(work, tile, start, count, has_strange);
-                    } else {
-                        attend_tiles<false>(work, tile, start, count, has_strange);
-                    }
-                }
-                tile += is_two ? 2 : 1;
+            if (work.num_tiles > 1) {
+                Passage<true>{work, start, parts.padded_count, has_strange}.run();
+            } else {
+                Passage<false>{work, start, parts.padded_count, has_strange}.run();
             }
         }
         if (is_partial) return;
@@ -470,12 +550,12 @@ std::int64_t attention_partial_amx(std::int64_t head_dim) { return state_of(head
 std::int64_t attention_scratch_amx(std::int64_t head_dim) {
     const std::int64_t padded = pad(head_dim), num_tiles = kMaxAmxRows / kTileRows;
     return num_tiles * padded * 8 + kKeyBlock * padded + 2 * num_tiles * attention_partial_amx(head_dim) +
-           2 * kKeyBlock * kWidth + kNumSteps * 512 + 2 * kMaxAmxRows;
+           4 * kKeyBlock * kWidth + 4 * kNumSteps * 256 + 2 * kMaxAmxRows;
 }
 
 void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch) {
     const TileSession tiles;
-    const std::int64_t padded = pad(call.head_dim), num_tiles = (block.num_rows + kTileRows - 1) / kTileRows;
+    const std::int64_t padded = pad(call.head_dim), num_tiles = attention_tiles_amx(block.num_rows);
     Work work{call, block, padded, padded / 32, num_tiles, nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}, nullptr,
               nullptr, call.soft_cap != 0 ? 1.0f : call.scale * kLog2E};
     float* at = scratch;
@@ -487,8 +567,8 @@ void attention_amx(const AttentionCall& call, const QueryBlock& block, float* sc
     work.q = reinterpret_cast<char*>(take(num_tiles * padded * 8));
     work.keys = reinterpret_cast<char*>(take(kKeyBlock * padded / 2));
     work.values = reinterpret_cast<char*>(take(kKeyBlock * padded / 2));
-    work.weights = reinterpret_cast<char*>(take(kNumSteps * 512));
-    work.scores = take(2 * kKeyBlock * kWidth);
+    work.weights = reinterpret_cast<char*>(take(4 * kNumSteps * 256));
+    work.scores = take(4 * kKeyBlock * kWidth);
     work.first = reinterpret_cast<std::int32_t*>(take(num_tiles * kTileRows));
     work.end = reinterpret_cast<std::int32_t*>(take(num_tiles * kTileRows));
     work.sum = state_of(call.head_dim, take(num_tiles * attention_partial_amx(call.head_dim)));
@@ -506,7 +586,7 @@ void attention_amx(const AttentionCall& call, const QueryBlock& block, float* sc
 void attention_finish_amx(const AttentionCall& call, const QueryBlock& block, std::int64_t num_spans) {
     const FlushDenormals flush;
     const State first = state_of(call.head_dim, block.partial);
-    const std::int64_t num_tiles = (block.num_rows + kTileRows - 1) / kTileRows;
+    const std::int64_t num_tiles = attention_tiles_amx(block.num_rows);
     for (std::int64_t tile = 0; tile < num_tiles; ++tile) {
         for (std::int64_t span = 1; span < num_spans; ++span) {
             add_span(first.at(tile), first.at(span * num_tiles + tile));
