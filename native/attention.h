@@ -37,11 +37,11 @@ struct AttentionCall {
     const std::int64_t* context_lens;    // keys of each sequence, its queries being the last of them
     std::int64_t num_sequences, num_heads, num_kv_heads, head_dim;
     float scale;                         // of scores; above 0
-    float soft_cap;                      // scores become cap * tanh(score / cap); 0: they stay
-    std::int64_t window;                 // a query sees its own key and the window - 1 before it; 0: all
-    const float* sinks;                  // per head, one more score without a value; or null
     Number number;                       // of q and out
     Cache cache;                         // of k and v
+    float soft_cap = 0;                  // scores become cap * tanh(score / cap); 0: they stay
+    std::int64_t window = 0;             // a query sees its own key and the window - 1 before it; 0: all
+    const float* sinks = nullptr;        // per head, one more score without a value; or null
 };
 
 // Rows [row, row + num_rows) of the queries x (heads per kv head) of one sequence, for one kv head.

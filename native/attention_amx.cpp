@@ -170,8 +170,8 @@ void take_keys(const Work& work, const Parts& parts) {
     }
 }
 
-// Values as tiles of 16 numbers x 32 keys. Returns whether all of them are finite.
-template <typename C>
+// Values as tiles of 16 numbers x 32 keys. Returns whether some are not finite, which matters at an edge only.
+template <typename C, bool is_edge>
 bool take_values(const Work& work, const Parts& parts) {
     const std::int64_t head_dim = work.call.head_dim;
     const char* const v = static_cast<const char*>(work.call.v);
@@ -186,7 +186,7 @@ bool take_values(const Work& work, const Parts& parts) {
                 for (int i = 0; i < 2; ++i) {
                     const int j = step * kStepKeys + 2 * pair + i;
                     x[i] = j < parts.count ? numbers(v + parts.offset[j], e, head_dim, here, C{}) : _mm512_setzero_si512();
-                    strange |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x[i], exponent), exponent);
+                    if (is_edge) strange |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x[i], exponent), exponent);
                 }
                 low[pair] = _mm512_unpacklo_epi16(x[0], x[1]);
                 high[pair] = _mm512_unpackhi_epi16(x[0], x[1]);
@@ -203,7 +203,7 @@ bool take_values(const Work& work, const Parts& parts) {
             }
         }
     }
-    return strange == 0;
+    return strange != 0;
 }
 
 // Scores of 32 keys with one or two tiles of rows, into tiles 0 to 3.
@@ -386,13 +386,15 @@ struct Passage {
                      work.scores + side * 2 * kScores, work.weights + side * 2 * kWeights};
     }
 
-    void begin_scores(const Stage& stage, int key) const {
-        if (key < stage.count) score<is_two>(work, stage.tile, key);
+    void begin_scores(const Stage& stage, int step) const {
+        if (step * kStepKeys < stage.count) score<is_two>(work, stage.tile, step * kStepKeys);
     }
-    void end_scores(const Stage& stage, int key) const {
-        if (key < stage.count) store_tiles<is_two>(stage.scores + key * kWidth, kScores);
+    void end_scores(const Stage& stage, int step) const {
+        if (step * kStepKeys < stage.count) store_tiles<is_two>(stage.scores + step * kStepKeys * kWidth, kScores);
     }
 
+    // Tiles of numbers that are computed between vector work.
+    std::int64_t num_between() const { return work.span.num_out < 2 * kNumSteps ? work.span.num_out : 2 * kNumSteps; }
     void begin_values(const Stage& stage, std::int64_t n) const {
         if (has_strange && stage.is_edge) return;
         const State state = work.span.at(stage.tile);
@@ -404,9 +406,8 @@ struct Passage {
         const State state = work.span.at(stage.tile);
         store_tiles<is_two>(state.out + n * kTileFloats, state.size());
     }
-    // Heads of more than 64 numbers: what no vector work is left for.
-    void add_rest(const Stage& stage) const {
-        for (std::int64_t n = 4; n < work.span.num_out; n += 2) {
+    void add_rest(const Stage& stage, std::int64_t n) const {
+        for (; n < work.span.num_out; n += 2) {
             begin_values(stage, n);
             end_values(stage, n);
         }
@@ -421,12 +422,12 @@ struct Passage {
         while (tile < end && work.end[(tile + kTiles) * kTileRows - 1] <= start) tile += kTiles;
         while (end > tile && work.first[(end - kTiles) * kTileRows] >= start + kKeyBlock) end -= kTiles;
         if (tile == end) return;
-        const bool has_second = work.span.num_out > 2;
         const Vec scale = all(work.log2_scale);
+        const std::int64_t most = num_between();
         Stage last{}, now = stage_of(tile), next{};  // without keys at first: nothing is computed
-        for (int key = 0; key < now.count; key += kStepKeys) {
-            begin_scores(now, key);
-            end_scores(now, key);
+        for (int step = 0; step < kNumSteps; ++step) {
+            begin_scores(now, step);
+            end_scores(now, step);
         }
         for (; tile < end; tile += kTiles) {
             next = tile + kTiles < end ? stage_of(tile + kTiles) : Stage{};
@@ -434,35 +435,26 @@ struct Passage {
                 float* const scores = now.scores + i * kScores;
                 char* const weights = now.weights + i * kWeights;
                 const State state = work.span.at(tile + i);
-                const bool is_first = i == 0, has_values = !is_first && last.count != 0;
-                if (is_first) begin_scores(next, 0);
-                if (has_values) begin_values(last, 0);
                 if (now.is_edge || work.call.soft_cap != 0) prepare(work, scores, tile + i, start, now.count, now.is_edge);
                 const Vec shift = follow(work, scores, state, now.count);
                 Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
-                weigh(scores, scale, shift, sums, weights);
-                if (is_first) {
-                    end_scores(next, 0);
-                    begin_scores(next, kStepKeys);
+                for (int step = 0; step < kNumSteps; ++step) {
+                    const bool has_values = i == 1 && last.count != 0 && 2 * step < most;
+                    if (i == 0) begin_scores(next, step);
+                    if (has_values) begin_values(last, 2 * step);
+                    if (step * kStepKeys < now.count) {
+                        weigh(scores + step * kStepKeys * kWidth, scale, shift, sums, weights + step * 1024);
+                    }
+                    if (i == 0) end_scores(next, step);
+                    if (has_values) end_values(last, 2 * step);
                 }
-                if (has_values) {
-                    end_values(last, 0);
-                    if (has_second) begin_values(last, 2);
-                }
-                if (now.count > kStepKeys) weigh(scores + kStepKeys * kWidth, scale, shift, sums, weights + 1024);
-                if (is_first) end_scores(next, kStepKeys);
-                if (has_values && has_second) end_values(last, 2);
                 store(state.total(), add(load(state.total()), add(add(sums[0], sums[1]), add(sums[2], sums[3]))));
             }
-            if (last.count != 0) add_rest(last);
+            if (last.count != 0) add_rest(last, is_two ? most : 0);
             last = now;
             now = next;
         }
-        for (std::int64_t n = 0; n < work.span.num_out && n < 4; n += 2) {
-            begin_values(last, n);
-            end_values(last, n);
-        }
-        add_rest(last);
+        add_rest(last, 0);
     }
 };
 
@@ -528,9 +520,8 @@ __attribute__((noinline)) void attend(Work& work, std::int64_t part_size) {
             Parts parts;
             find_parts(work, start, range.end, part_size, parts);
             take_keys<C>(work, parts);
-            const bool is_finite = take_values<C>(work, parts);
-            finish_stores();
-            const bool has_strange = !is_finite && (start + kKeyBlock > least_end || start < greatest_first);
+            const bool is_edge = start + kKeyBlock > least_end || start < greatest_first;
+            const bool has_strange = is_edge ? take_values<C, true>(work, parts) : take_values<C, false>(work, parts);
             if (work.num_tiles > 1) {
                 Passage<true>{work, start, parts.padded_count, has_strange}.run();
             } else {

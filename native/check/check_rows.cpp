@@ -83,7 +83,8 @@ void check_attention(Isa isa, const Layout& layout, bool has_cache, Number numbe
     Drawn cos(rows * layout.head_dim, Number::f32, is_at_end), sin(rows * layout.head_dim, Number::f32, is_at_end);
     rope(isa, RopeCall{q.address(), k.address(), v.address(), q_size, k_size, k_size, cos.memory.as<float>(),
                        sin.memory.as<float>(), has_cache ? slots.data() : nullptr, turned.address(), keys.address(),
-                       values.address(), rows, layout.num_heads, layout.num_kv_heads, layout.head_dim, number});
+                       values.address(), rows, layout.num_heads, layout.num_kv_heads, layout.head_dim, number,
+                       number == Number::bf16 ? Cache::bf16 : Cache::f32, layout.head_dim});
     const std::int64_t half = layout.head_dim / 2;
     for (std::int64_t t = 0; t < rows; ++t) {
         for (std::int64_t i = 0; i < q_size; ++i) {
@@ -97,7 +98,7 @@ void check_attention(Isa isa, const Layout& layout, bool has_cache, Number numbe
     attention(isa, AttentionCall{turned.address(), q_size, keys.address(), values.address(), out.address(),
                                  has_cache ? table.data() : nullptr, pages_each, page_size, starts.data(),
                                  contexts.data(), num_sequences, layout.num_heads, layout.num_kv_heads,
-                                 layout.head_dim, scale, 0.0f, 0, nullptr, number,
+                                 layout.head_dim, scale, number,
                                  number == Number::bf16 ? Cache::bf16 : Cache::f32});
     for (std::int64_t s = 0; s < num_sequences; ++s) {
         for (std::int64_t t = starts[std::size_t(s)]; t < starts[std::size_t(s + 1)]; ++t) {
