@@ -47,11 +47,13 @@ class Case:
         keys, values = ([torch.randn(shape, generator=generator).to(dtype) for _ in range(self.layers)]
                         for _ in range(2))
         starts = tuple(range(0, num_tokens + 1, num_new))
-        attn = AttnInput(starts, (length,) * num_sequences, KvCache(tuple(keys), tuple(values)), slots_T, table_SP)
+        attn = AttnInput(starts, (length,) * num_sequences, KvCache(tuple(keys), tuple(values)), slots_T,
+                         table_SP)
         self.plan = native.plan_attention(attn)
         self.rows = [torch.randn(num_tokens, heads * E, generator=generator).to(dtype) for heads in (H, K, K)]
         rope = RopeSpec()
-        self.rotation = compute_rotation(rope, inverse_frequencies(rope, E), positions_L.repeat(num_sequences))
+        positions_T = positions_L.repeat(num_sequences)
+        self.rotation = compute_rotation(rope, inverse_frequencies(rope, E), positions_T)
         self.q_SHLE = torch.randn(num_sequences, H, num_new, E).to(dtype)
         self.k_SKLE, self.v_SKLE = ([one.view(-1, K, E)[:num_sequences * length]
                                      .view(num_sequences, length, K, E).transpose(1, 2).contiguous()
@@ -64,7 +66,8 @@ class Case:
 
     def run_torch(self) -> None:
         for k_SKLE, v_SKLE in zip(self.k_SKLE, self.v_SKLE, strict=True):
-            scaled_dot_product_attention(self.q_SHLE, k_SKLE, v_SKLE, is_causal=self.is_causal, enable_gqa=True)
+            scaled_dot_product_attention(self.q_SHLE, k_SKLE, v_SKLE, is_causal=self.is_causal,
+                                         enable_gqa=True)
 
 
 def seconds(call) -> float:

@@ -67,7 +67,8 @@ class Pages:
         rng, found = random.Random(seed), {s: [] for s in inputs}
         lengths = {s: len(rows[0]) for s, rows in inputs.items()}
         while any(self.lens.get(s, 0) < length for s, length in lengths.items()):
-            chunks = {s: min(rng.choice(sizes), length - self.lens.get(s, 0)) for s, length in lengths.items()}
+            chunks = {s: min(rng.choice(sizes), length - self.lens.get(s, 0))
+                      for s, length in lengths.items()}
             chunks = {s: count for s, count in chunks.items() if count}
             if chunks:
                 for s, out in self.step(chunks, inputs, shape, isa).items():

@@ -20,6 +20,7 @@ from openhearth.local import LocalModel
 from openhearth.spec import ModelSpec
 
 FOREIGN_LIMIT = 0.1
+_NUMBER_BYTES = {"bfloat16": 2, "float32": 4, "int8": 1 + 2 / 32}
 _DTYPE_NAMES = {"bfloat16": "bf16", "float32": "f32"}
 
 
@@ -100,17 +101,18 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
             rates.append(rate)
             loads.append(load)
         measured = summarise(rates, loads)
-        yield Row(case, measured, _percent(spec, case, measured.median, yardsticks, model.dtype))
+        yield Row(case, measured, _percent(model, case, measured.median, yardsticks))
 
 
 def _open_engine(model: LocalModel, cases: list[Case]) -> Engine:
     """An engine of its own over the loaded weights: room for the largest batch, no shared prefixes."""
-    number_bytes = 2 if model.dtype == "bfloat16" else 4
+    number_bytes = _NUMBER_BYTES[model.cache_dtype]
     page = EngineSettings().page_size
     tokens = max(case.num_sequences * (case.context_tokens + page) for case in cases)
     cache_bytes = (tokens + 2 * page) * model.spec.kv_bytes_per_token(number_bytes)
     return Engine(model.engine.model, weights_version=model.stored.weights_sha256,
-                  settings=EngineSettings(cache_bytes=cache_bytes, has_prefix_cache=False))
+                  settings=EngineSettings(cache_bytes=cache_bytes, has_prefix_cache=False,
+                                          cache_dtype=model.cache_dtype))
 
 
 def _run_round(engine: Engine, case: Case, vocab_size: int, numbers: random.Random) -> float:
@@ -149,12 +151,12 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     return sum(spec.flops_per_token(position + 1) - head for position in range(num_tokens)) + head
 
 
-def _percent(spec: ModelSpec, case: Case, tokens_per_s: float, yardsticks: Yardsticks,
-             dtype: str) -> float | None:
-    number_bytes = 2 if dtype == "bfloat16" else 4
+def _percent(model: LocalModel, case: Case, tokens_per_s: float, yardsticks: Yardsticks) -> float | None:
+    spec = model.spec
     if case.kind == "decode":
         context = case.prompt_tokens + case.new_tokens // 2
-        read = weight_bytes_read(spec, number_bytes) + spec.kv_bytes_per_token(number_bytes) * context
+        read = weight_bytes_read(spec, _NUMBER_BYTES[model.dtype])
+        read += spec.kv_bytes_per_token(_NUMBER_BYTES[model.cache_dtype]) * context
         return 100 * tokens_per_s * read / yardsticks.bandwidth
     if case.kind == "prefill":
         flops_per_s = tokens_per_s * prefill_flops(spec, case.prompt_tokens) / case.prompt_tokens

@@ -24,6 +24,8 @@ def command(
     quick: bool = typer.Option(False, "--quick", help="Fewer tokens and rounds; numbers vary more."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="As for `hearth run`."),
+    cache: Literal["auto", "float32", "bfloat16", "int8"] = typer.Option("auto", "--cache",
+                                                                        help="As for `hearth run`."),
     threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
 ) -> None:
@@ -32,7 +34,7 @@ def command(
     from openhearth.config import Config
 
     config = Config.from_env()
-    settings = LoadSettings(dtype=dtype, num_threads=threads)
+    settings = LoadSettings(dtype=dtype, num_threads=threads, cache_dtype=cache)
     stored = fetch_model(model, config, before_fetch=lambda: None)
     loaded = load_stored(stored, model, config, settings)
     record = run_bench(loaded, is_quick=quick)
@@ -71,8 +73,8 @@ def run_bench(model: LocalModel, *, is_quick: bool) -> dict[str, Any]:
                     "memory_bytes": hardware.read_memory().total_bytes,
                     "bandwidth_bytes_per_s": _rate_record(bandwidth),
                     "matmul_flops_per_s": {name: _rate_record(rate) for name, rate in matmul.items()}},
-        "settings": {"dtype": model.dtype, "threads": torch.get_num_threads(), "is_quick": is_quick,
-                     "rounds": num_rounds},
+        "settings": {"dtype": model.dtype, "cache": model.cache_dtype, "threads": torch.get_num_threads(),
+                     "is_quick": is_quick, "rounds": num_rounds},
         "model": {"name": model.stored.name, "source": model.stored.source,
                   "weights": model.stored.weights_sha256, "parameters": model.spec.num_parameters},
         "versions": read_versions(),
@@ -107,7 +109,8 @@ def _print_report(record: dict[str, Any]) -> None:
     machine, settings, versions = record["machine"], record["settings"], record["versions"]
     print_fields({
         "model": f"{record['model']['name']}, weights {record['model']['weights'][:16]}",
-        "settings": f"{settings['dtype']}, {settings['threads']} threads, {settings['rounds']} rounds",
+        "settings": f"{settings['dtype']}, cache {settings['cache']}, {settings['threads']} threads, "
+                    f"{settings['rounds']} rounds",
         "cpu": f"{machine['cpu']}: {', '.join(machine['features'])}",
         "bandwidth": f"{machine['bandwidth_bytes_per_s']['median'] / 1e9:.1f} GB/s",
         "matmul": ", ".join(f"{name} {rate['median'] / 1e9:.0f} GFLOP/s"

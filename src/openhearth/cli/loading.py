@@ -35,6 +35,7 @@ class LoadSettings:
     dtype: str = "auto"
     context_length: int | None = None
     num_threads: int | None = None
+    cache_dtype: str = "auto"
 
 
 def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None]) -> StoredModel:
@@ -64,7 +65,8 @@ def load_stored(stored: StoredModel, ref: str | None, config: Config, settings: 
         from openhearth.local import load
 
         return load(ref, dtype=settings.dtype, context_length=settings.context_length,
-                    num_threads=settings.num_threads, config=config, on_load=line.update)
+                    num_threads=settings.num_threads, cache_dtype=settings.cache_dtype, config=config,
+                    on_load=line.update)
 
 
 def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int) -> MemoryPlan:
@@ -77,7 +79,8 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
 
     model = spec.read_spec(formats.open_checkpoint(stored.path))
     dtype = spec.choose_dtype(settings.dtype, model)
-    return plan_memory(model, dtype, min(num_tokens, settings.context_length or num_tokens))
+    return plan_memory(model, dtype, min(num_tokens, settings.context_length or num_tokens),
+                       settings.cache_dtype)
 
 
 def print_prediction(stored: StoredModel, plan: MemoryPlan) -> None:

@@ -10,6 +10,8 @@ from openhearth.kernels import select
 from openhearth.kernels.attention import cache as kv_cache
 from openhearth.kernels.attention import native, reference
 from openhearth.kernels.attention.inputs import AttnInput, AttnOptions
+from openhearth.kernels.rope import RotationTable, inverse_frequencies
+from openhearth.spec import RopeSpec
 
 BF16, F32, INT8 = torch.bfloat16, torch.float32, torch.int8
 TYPES = [(BF16, BF16), (BF16, INT8), (BF16, F32), (F32, F32), (F32, BF16), (F32, INT8)]  # rows, cache
@@ -34,7 +36,8 @@ def by_reference(q_TD, k_TC, v_TC, shape, options, kv_dtype, rotary_dim=None):
     heads = [x.unflatten(1, (-1, shape[2])) for x in (q_TD, k_TC, v_TC)]
     q_THE = reference.apply_rope(heads[0], rotation).float()
     k_TKE = reference.apply_rope(heads[1].float(), rotation)
-    plan = reference.plan_attention(AttnInput.without_cache((len(q_TD),), kv_dtype), dtype=F32, device=q_TD.device)
+    attn = AttnInput.without_cache((len(q_TD),), kv_dtype)
+    plan = reference.plan_attention(attn, dtype=F32, device=q_TD.device)
     return reference.attend(plan, 0, q_THE, k_TKE, heads[2].float(), options)
 
 
@@ -164,7 +167,8 @@ def test_native_kernels_write_the_bytes_of_the_reference_and_stay_within_half_a_
     finite = values.isfinite().flatten(1).all(1)
     error = (decoded - values.float())[finite].abs().flatten()
     largest = torch.nn.functional.pad(values[finite].float(), (0, -head_dim % 32)).unflatten(-1, (-1, 32))
-    largest = largest.abs().amax(-1, keepdim=True).expand(*largest.shape).flatten(-2)[..., :head_dim].flatten()
+    largest = largest.abs().amax(-1, keepdim=True).expand(*largest.shape)
+    largest = largest.flatten(-2)[..., :head_dim].flatten()
     assert (error <= largest * (1.008 / 254) + 1e-37).all()
     assert decoded[6, 0, :20].isnan().all() and decoded[7, 0, :20].isnan().all()
 
@@ -177,10 +181,22 @@ def test_gradients_with_options_are_those_of_the_reference(isa):
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
     attn, rotation = AttnInput.without_cache(lengths), rotation_of(torch.arange(91), 16)
     options = [AttnOptions(window=33, soft_cap=3.0, sinks_H=one) for one in sinks]
-    native.attend(native.plan_attention(attn), 0, *ours, rotation, options[0], isa=isa).square().sum().backward()
+    out_TD = native.attend(native.plan_attention(attn), 0, *ours, rotation, options[0], isa=isa)
+    out_TD.square().sum().backward()
     plan = reference.plan_attention(attn, dtype=F32, device=torch.device("cpu"))
     reference.attend_turned(plan, 0, *theirs, rotation, options[1]).square().sum().backward()
     for our, their in zip([*ours, sinks[0]], [*theirs, sinks[1]], strict=True):
         torch.testing.assert_close(our.grad, their.grad, rtol=1e-3, atol=1e-5)
     with pytest.raises(Unsupported, match="int8"):
         run_whole(*ours, shape, isa, kv_dtype=INT8)
+
+
+@every_isa
+@every_type
+def test_a_table_of_angles_gives_the_bits_of_angles_per_token(dtype, kv_dtype, isa):
+    shape, lengths = (6, 2, 64), (40, 3)
+    inputs, positions = draw(43, shape, dtype), torch.cat([torch.arange(40), torch.arange(3)])
+    plan = native.plan_attention(AttnInput.without_cache(lengths, kv_dtype))
+    table = RotationTable(RopeSpec(), inverse_frequencies(RopeSpec(), 64), 100)
+    found_TD = native.attend(plan, 0, *inputs, table.rotation(positions, 40), isa=isa)
+    assert torch.equal(found_TD, native.attend(plan, 0, *inputs, rotation_of(positions, 64), isa=isa))

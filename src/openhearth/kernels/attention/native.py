@@ -32,7 +32,6 @@ from openhearth.kernels.attention.inputs import PLAIN, AttnInput, AttnOptions
 from openhearth.kernels.rope.reference import Rotation
 from openhearth.kernels.rows import as_rows
 
-
 _CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 """Numbers of native/cache.h."""
 
@@ -102,7 +101,8 @@ def _attend(plan: NativePlan, layer: int, rotation: Rotation, options: AttnOptio
     num_heads, num_kv_heads, cache = width // head_dim, kv_width // head_dim, plan.attn.cache
     if cache is None:
         cache_dtype = plan.attn.kv_dtype or dtype
-        keys, values = torch.empty(2, num_rows, num_kv_heads, part_size(head_dim, cache_dtype), dtype=cache_dtype)
+        size = part_size(head_dim, cache_dtype)
+        keys, values = torch.empty(2, num_rows, num_kv_heads, size, dtype=cache_dtype)
         pages = (0, 0, 0, 1)
     else:
         keys, values, cache_dtype = cache.keys[layer], cache.values[layer], cache.dtype
@@ -119,13 +119,14 @@ def _attend(plan: NativePlan, layer: int, rotation: Rotation, options: AttnOptio
         k_TC.stride(0), v_TC.stride(0), cos, sin, positions, rotary_dim, slots, turned_TD.data_ptr(),
         keys.data_ptr(), values.data_ptr(), out_TD.data_ptr(), page_table, pages_per_sequence, page_size,
         plan.query_starts.data_ptr(), plan.context_lens_S.data_ptr(), len(plan.attn.context_lens), num_rows,
-        num_heads, num_kv_heads, head_dim, options.scale or head_dim ** -0.5, options.soft_cap, options.window,
-        0 if sinks_H is None else sinks_H.data_ptr(), dtype == torch.bfloat16, _CACHE_TYPES[cache_dtype])
+        num_heads, num_kv_heads, head_dim, options.scale or head_dim ** -0.5, options.soft_cap,
+        options.window, 0 if sinks_H is None else sinks_H.data_ptr(), dtype == torch.bfloat16,
+        _CACHE_TYPES[cache_dtype])
     return out_TD
 
 
 def _rotation_addresses(rotation: Rotation, num_rows: int, plan: NativePlan) -> tuple[int, int, int]:
-    """Where cosines, sines and the rows' positions lie; 0 for positions where every row has its own angles."""
+    """Where cosines, sines and positions lie; positions are 0 where every row has its own angles."""
     cos_T1E, sin_T1E, positions_T = rotation
     assert cos_T1E.shape == sin_T1E.shape and cos_T1E.shape[1] == 1
     assert cos_T1E.dtype == sin_T1E.dtype == torch.float32
@@ -133,13 +134,14 @@ def _rotation_addresses(rotation: Rotation, num_rows: int, plan: NativePlan) -> 
     if positions_T is None:
         assert cos_T1E.shape[0] == num_rows
         return cos_T1E.data_ptr(), sin_T1E.data_ptr(), 0
-    assert positions_T.shape == (num_rows,) and positions_T.dtype == torch.int64 and positions_T.is_contiguous()
+    assert positions_T.shape == (num_rows,) and positions_T.dtype == torch.int64
+    assert positions_T.is_contiguous()
     assert cos_T1E.shape[0] >= max(plan.attn.context_lens, default=0), "a table holds every position"
     return cos_T1E.data_ptr(), sin_T1E.data_ptr(), positions_T.data_ptr()
 
 
-def _attend_by_reference(attn: AttnInput, rotation: Rotation, options: AttnOptions, q_TD: Tensor, k_TC: Tensor,
-                         v_TC: Tensor, sinks_H: Tensor | None = None) -> Tensor:
+def _attend_by_reference(attn: AttnInput, rotation: Rotation, options: AttnOptions, q_TD: Tensor,
+                         k_TC: Tensor, v_TC: Tensor, sinks_H: Tensor | None = None) -> Tensor:
     options = dataclasses.replace(options, sinks_H=sinks_H)
     plan = reference.plan_attention(attn, dtype=q_TD.dtype, device=q_TD.device)
     return reference.attend_turned(plan, 0, q_TD, k_TC, v_TC, rotation, options)

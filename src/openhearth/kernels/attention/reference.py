@@ -138,7 +138,8 @@ def _attend_part(part: _Prefill | _Decode, q_THE: Tensor, k_all: Tensor, v_all: 
     num_heads, head_dim = q_THE.shape[1:]
     num_kv_heads = k_all.shape[1]
     group = num_heads // num_kv_heads
-    k_LKE, v_LKE = (kv_cache.decode(_take(every, part.keys), head_dim, q_THE.dtype) for every in (k_all, v_all))
+    k_LKE, v_LKE = (kv_cache.decode(_take(every, part.keys), head_dim, q_THE.dtype)
+                    for every in (k_all, v_all))
     if isinstance(part, _Decode):
         num_rows = part.rows_S.shape[0]
         q_SKGE = q_THE if q_THE.shape[0] == num_rows == 1 else q_THE[part.rows_S]

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from openhearth.spec import RopeSpec
 
-
 _FIRST_TABLE = 512
 
 
