@@ -1,17 +1,24 @@
 // Causal attention of a pack of tokens over paged keys and values, or over those of the pack itself.
 //
-// A query row is one head of one token. Order of arithmetic of a row, whatever the pack, the chunking, the
-// block of rows it is computed in, or the threads: keys in blocks of kKeyBlock counted from position 0. The
-// query is scaled first; a score is one chain of fused products over the head's numbers; a block's maximum
-// joins the running one; weights are exp(score - maximum), added in four sums by key mod 4; each output
-// number is rescaled and continues its chain over the block's keys; at the end it is divided by the sum of
-// weights. All in float32, the output rounded to its type. AVX2 and AVX-512 follow the same order.
+// A query row is one head of one token. Its order of arithmetic depends on its position, its options and the
+// instruction set; never on the pack, the chunking, the block of rows it is computed in, or the threads:
+// keys in blocks of kKeyBlock counted from position 0, running maximum and sum from block to block.
 //
-// Sources: online softmax, arXiv 1805.02867; its use over blocks of keys, arXiv 2205.14135.
+// AVX-512 and AVX2, and AMX where rows are float32: the query is scaled first; a score is one chain of fused
+// products over the head's numbers; a block's maximum joins the running one; weights are exp(score - maximum),
+// added in four sums by key mod 4; each output number is rescaled and continues its chain over the block's
+// keys; at the end it is divided by the sum of weights. All in float32. Both follow the same order.
+//
+// AMX: attention_amx.cpp states its order. Weights are rounded to bf16 before they meet the values, keys and
+// values of an int8 cache too.
+//
+// Sources: online softmax, arXiv 1805.02867; its use over blocks of keys, arXiv 2205.14135; soft cap, arXiv
+// 2408.00118, section 2; sinks, the gpt-oss model card, arXiv 2508.10925, section 2.2.
 #pragma once
 
 #include <cstdint>
 
+#include "cache.h"
 #include "isa.h"
 #include "linear.h"
 
@@ -22,21 +29,41 @@ constexpr std::int64_t kKeyBlock = 64;
 struct AttentionCall {
     const void* q;                       // rows of num_heads * head_dim numbers
     std::int64_t q_stride;
-    const void *k, *v;                   // contiguous rows of num_kv_heads * head_dim numbers
+    const void *k, *v;                   // contiguous rows of num_kv_heads parts, see cache.h
     void* out;                           // contiguous rows like those of q
     const std::int64_t* page_table;      // pages_per_sequence per sequence; null: keys are the pack's own rows
     std::int64_t pages_per_sequence, page_size;
     const std::int64_t* query_starts;    // num_sequences + 1
     const std::int64_t* context_lens;    // keys of each sequence, its queries being the last of them
     std::int64_t num_sequences, num_heads, num_kv_heads, head_dim;
-    float scale;
-    Number number;
+    float scale;                         // of scores; above 0
+    Number number;                       // of q and out
+    Cache cache;                         // of k and v
+    float soft_cap = 0;                  // scores become cap * tanh(score / cap); 0: they stay
+    std::int64_t window = 0;             // a query sees its own key and the window - 1 before it; 0: all
+    const float* sinks = nullptr;        // per head, one more score without a value; or null
 };
 
 // Rows [row, row + num_rows) of the queries x (heads per kv head) of one sequence, for one kv head.
+// partial: null, or where the sums over the keys of one span are left (AMX).
 struct QueryBlock {
     std::int64_t sequence, kv_head, row, num_rows;
+    std::int64_t span;
+    float* partial;
 };
+
+// The keys [first, end) that a block's rows see together.
+struct KeyRange {
+    std::int64_t first, end;
+};
+static inline KeyRange keys_of(const AttentionCall& call, const QueryBlock& block) {
+    const std::int64_t group = call.num_heads / call.num_kv_heads;
+    const std::int64_t num_queries = call.query_starts[block.sequence + 1] - call.query_starts[block.sequence];
+    const std::int64_t num_cached = call.context_lens[block.sequence] - num_queries;
+    const std::int64_t first_query = num_cached + block.row / group;
+    const std::int64_t first = call.window != 0 && first_query >= call.window ? first_query + 1 - call.window : 0;
+    return {first, num_cached + (block.row + block.num_rows - 1) / group + 1};
+}
 
 // Query rows that a kernel takes at once, and float32 numbers of scratch memory that it needs.
 std::int64_t attention_rows_avx2();
@@ -47,6 +74,19 @@ static inline std::int64_t attention_scratch(std::int64_t head_dim, std::int64_t
 
 void attention_avx2(const AttentionCall& call, const QueryBlock& block, float* scratch);
 void attention_avx512(const AttentionCall& call, const QueryBlock& block, float* scratch);
+
+// AMX: rows in tiles of 16, keys in spans, whose sums are computed apart and added up in ascending order.
+constexpr std::int64_t kTileRows = 16;
+constexpr std::int64_t kSpan = 512;      // keys
+constexpr std::int64_t kMaxAmxRows = 256;
+static inline std::int64_t attention_tiles_amx(std::int64_t num_rows) {  // one or an even number of them
+    return num_rows <= kTileRows ? 1 : (num_rows + 2 * kTileRows - 1) / (2 * kTileRows) * 2;
+}
+std::int64_t attention_scratch_amx(std::int64_t head_dim);
+std::int64_t attention_partial_amx(std::int64_t head_dim);  // float32 numbers of one tile's sums over a span
+void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch);
+// Adds up the sums of num_spans spans of a block, tile after tile in each, and writes the output.
+void attention_finish_amx(const AttentionCall& call, const QueryBlock& block, std::int64_t num_spans);
 
 // Computes the whole call on the pool. The instruction set must not be missing.
 void attention(Isa isa, const AttentionCall& call);

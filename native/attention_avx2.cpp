@@ -5,11 +5,7 @@ namespace hearth {
 std::int64_t attention_rows_avx2() { return kMaxRows; }
 
 void attention_avx2(const AttentionCall& call, const QueryBlock& block, float* scratch) {
-    if (call.number == Number::bf16) {
-        attend_block<std::uint16_t>(call, block, scratch);
-    } else {
-        attend_block<float>(call, block, scratch);
-    }
+    attend_block(call, block, scratch);
 }
 
 }  // namespace hearth

@@ -82,20 +82,24 @@ void call_embed(int isa, Address table, Address token_ids, Address out, std::int
 
 // Turns q and k, puts keys and values where they belong, and attends.
 void call_attend(int isa, Address q, Address k, Address v, std::int64_t q_stride, std::int64_t k_stride,
-                 std::int64_t v_stride, Address cos, Address sin, Address slots, Address turned_q, Address keys,
-                 Address values, Address out, Address page_table, std::int64_t pages_per_sequence,
-                 std::int64_t page_size, Address query_starts, Address context_lens, std::int64_t num_sequences,
-                 std::int64_t num_rows, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
-                 float scale, bool is_bf16) {
+                 std::int64_t v_stride, Address cos, Address sin, Address positions, std::int64_t rotary_dim,
+                 Address slots, Address turned_q, Address keys, Address values, Address out, Address page_table,
+                 std::int64_t pages_per_sequence, std::int64_t page_size, Address query_starts, Address context_lens,
+                 std::int64_t num_sequences, std::int64_t num_rows, std::int64_t num_heads,
+                 std::int64_t num_kv_heads, std::int64_t head_dim, float scale, float soft_cap, std::int64_t window,
+                 Address sinks, bool is_bf16, int cache_type) {
     const Isa chosen = usable(isa);
     const Number number = number_of(is_bf16);
+    const Cache cache = cache_of(cache_type, head_dim);
     const RopeCall turning{at(q), at(k), at(v), q_stride, k_stride, v_stride, at<const float>(cos),
                            at<const float>(sin), at<const std::int64_t>(slots), at<void>(turned_q), at<void>(keys),
-                           at<void>(values), num_rows, num_heads, num_kv_heads, head_dim, number};
+                           at<void>(values), num_rows, num_heads, num_kv_heads, head_dim, number, cache, rotary_dim,
+                           at<const std::int64_t>(positions)};
     const AttentionCall attending{at(turned_q), num_heads * head_dim, at(keys), at(values), at<void>(out),
                                   at<const std::int64_t>(page_table), pages_per_sequence, page_size,
                                   at<const std::int64_t>(query_starts), at<const std::int64_t>(context_lens),
-                                  num_sequences, num_heads, num_kv_heads, head_dim, scale, number};
+                                  num_sequences, num_heads, num_kv_heads, head_dim, scale, number, cache, soft_cap,
+                                  window, at<const float>(sinks)};
     nb::gil_scoped_release without_lock;
     rope(chosen, turning);
     attention(chosen, attending);

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cache.h"
 #include "isa.h"
 #include "linear.h"
 #include "rows.h"
@@ -33,6 +34,12 @@ inline Format format_of(int number) {
 }
 
 inline Activation activation_of(bool is_gelu) { return is_gelu ? Activation::gelu : Activation::silu; }
+
+inline Cache cache_of(int number, std::int64_t head_dim) {
+    if (number < int(Cache::f32) || number > int(Cache::int8)) throw nb::value_error("no such cache type");
+    if (head_dim > kMaxHeadDim) throw nb::value_error("heads of more than 1024 numbers");
+    return static_cast<Cache>(number);
+}
 
 template <typename T = const void>
 T* at(Address address) {

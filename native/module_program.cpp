@@ -57,13 +57,17 @@ void add_lora(Program& program, int x, int low, int delta, int y,
 
 void add_attend(Program& program, int rotation, int q, int k, int v, int turned, int out, Address keys, Address values,
                 std::int64_t page_size, std::int64_t num_heads, std::int64_t num_kv_heads, std::int64_t head_dim,
-                float scale, bool is_bf16) {
+                std::int64_t rotary_dim, float scale, float soft_cap, std::int64_t window, Address sinks, bool is_bf16,
+                int cache_type) {
     const Number number = number_of(is_bf16);
+    const Cache cache = cache_of(cache_type, head_dim);
     const std::int64_t width = num_heads * head_dim, kv_width = num_kv_heads * head_dim;
     const RopeCall turning{nullptr, nullptr, nullptr, width, kv_width, kv_width, nullptr, nullptr, nullptr, nullptr,
-                           at<void>(keys), at<void>(values), 0, num_heads, num_kv_heads, head_dim, number};
+                           at<void>(keys), at<void>(values), 0, num_heads, num_kv_heads, head_dim, number,
+                           cache, rotary_dim};
     const AttentionCall attending{nullptr, width, at(keys), at(values), nullptr, nullptr, 0, page_size, nullptr,
-                                  nullptr, 0, num_heads, num_kv_heads, head_dim, scale, number};
+                                  nullptr, 0, num_heads, num_kv_heads, head_dim, scale, number, cache, soft_cap,
+                                  window, at<const float>(sinks)};
     program.add(AttendStep{turning, attending, rotation, q, k, v, turned, out});
 }
 
@@ -78,19 +82,20 @@ void expect_inside(const std::int64_t* numbers, std::int64_t count, std::int64_t
     }
 }
 
-// limits: how many token ids, slots and pages there are; nothing outside them is read or written.
-void run_program(Program& program, Address token_ids, const std::vector<Address>& rotations, Address slots,
+// limits: how many token ids, positions, slots and pages there are; nothing outside them is read or written.
+void run_program(Program& program, Address token_ids, Address positions, const std::vector<Address>& rotations, Address slots,
                  Address page_table, std::int64_t pages_per_sequence, Address query_starts, Address context_lens,
                  std::int64_t num_sequences, std::int64_t num_rows,
                  const std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>>& adapters,
-                 const std::tuple<std::int64_t, std::int64_t, std::int64_t>& limits, Address out) {
-    Pack pack{at<const std::int64_t>(token_ids), {}, {}, at<const std::int64_t>(slots), at<const std::int64_t>(page_table),
+                 const std::tuple<std::int64_t, std::int64_t, std::int64_t, std::int64_t>& limits, Address out) {
+    Pack pack{at<const std::int64_t>(token_ids), at<const std::int64_t>(positions), {}, {}, at<const std::int64_t>(slots), at<const std::int64_t>(page_table),
               at<const std::int64_t>(query_starts), at<const std::int64_t>(context_lens), num_rows, num_sequences,
               pages_per_sequence, at<void>(out)};
     for (Address rotation : rotations) pack.rotations.push_back(at<const float>(rotation));
     for (const auto& [start, end, slot] : adapters) pack.adapters.push_back({start, end, slot});
-    const auto [num_tokens, num_slots, num_pages] = limits;
+    const auto [num_tokens, num_positions, num_slots, num_pages] = limits;
     expect_inside(pack.token_ids, num_rows, num_tokens, "a token id is outside the embedding table");
+    expect_inside(pack.positions, num_rows, num_positions, "a position is outside its context");
     expect_inside(pack.slots, num_rows, num_slots, "a slot is outside the cache");
     expect_inside(pack.page_table, num_sequences * pages_per_sequence, num_pages, "a page is outside the cache");
     nb::gil_scoped_release without_lock;

@@ -159,6 +159,7 @@ void Program::compute(AttendStep& step, const Pack& pack) {
     turning.num_rows = pack.num_rows;
     turning.cos = pack.rotations[2 * std::size_t(step.rotation)];
     turning.sin = pack.rotations[2 * std::size_t(step.rotation) + 1];
+    turning.positions = pack.positions;
     turning.slots = pack.slots;
     turning.q = place(step.q);
     turning.k = place(step.k);

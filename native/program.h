@@ -65,9 +65,9 @@ struct AdapterRange {
     std::int64_t start, end, slot;
 };
 
-// What changes from run to run. rotations: cos and sin of each, one after the other.
+// What changes from run to run. rotations: cos and sin of each, one after the other, rows by position.
 struct Pack {
-    const std::int64_t* token_ids;
+    const std::int64_t *token_ids, *positions;
     std::vector<const float*> rotations;
     std::vector<AdapterRange> adapters;
     const std::int64_t *slots, *page_table, *query_starts, *context_lens;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "cache.h"
 #include "isa.h"
 #include "linear.h"
 
@@ -59,9 +60,11 @@ struct EmbedCall {
     Format format = Format::f32;                  // of a packed one
 };
 
-// Turns the heads of q and k by the rows' angles and copies v. Row t of k and v goes to row slots[t] of
-// k_out and v_out, or to row t where slots is null; outputs are contiguous rows. cos, sin: head_dim
-// float32 per row, the first half of sin negated.
+// Turns the first rotary_dim numbers of the heads of q and k by the rows' angles and leaves the others; copies
+// v. Row t of k and v goes to row slots[t] of k_out and v_out, or to row t where slots is null; outputs are
+// contiguous rows, those of keys and values as cache.h says. cos, sin: rotary_dim float32 per row, the first
+// half of sin negated; row t has those at positions[t], or at t where positions is null. Angles, and what becomes
+// a key, are float32 until the one rounding to the output's type.
 struct RopeCall {
     const void *q, *k, *v;
     std::int64_t q_stride, k_stride, v_stride;
@@ -69,8 +72,12 @@ struct RopeCall {
     const std::int64_t* slots;
     void *q_out, *k_out, *v_out;
     std::int64_t num_rows, num_heads, num_kv_heads, head_dim;
-    Number number;
+    Number number;                                // of q, k, v and q_out
+    Cache cache;                                  // of k_out and v_out
+    std::int64_t rotary_dim;                      // even, at most head_dim, itself at most kMaxHeadDim
+    const std::int64_t* positions = nullptr;
 };
+constexpr std::int64_t kMaxHeadDim = 1024;
 
 // Rows [row, row_end) of a call.
 void rms_norm_avx2(const RmsNormCall& call, std::int64_t row, std::int64_t row_end);

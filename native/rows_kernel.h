@@ -62,33 +62,99 @@ void glu_row(const GluCall& call, std::int64_t row) {
     });
 }
 
-template <typename X>
-void turn_heads(const X* from, X* to, const float* cos, const float* sin, std::int64_t num_heads,
-                std::int64_t head_dim) {
-    const std::int64_t half = head_dim / 2;
-    for (std::int64_t head = 0; head < num_heads; ++head, from += head_dim, to += head_dim) {
-        for_each_vector(half, [&](std::int64_t i, std::int64_t count) {
-            const Vec low = load_some(from + i, count), high = load_some(from + half + i, count);
-            const Vec turned_low = fma(high, load_some(sin + i, count), mul(low, load_some(cos + i, count)));
-            const Vec turned_high =
-                fma(low, load_some(sin + half + i, count), mul(high, load_some(cos + half + i, count)));
-            store_some(to + i, turned_low, count);
-            store_some(to + half + i, turned_high, count);
-        });
+// One head, turned, as float32 or bf16.
+template <typename X, typename O>
+inline void turn_head(const X* from, O* to, const float* cos, const float* sin, const RopeCall& call) {
+    const std::int64_t half = call.rotary_dim / 2;
+    for_each_vector(half, [&](std::int64_t i, std::int64_t count) {
+        const Vec low = load_some(from + i, count), high = load_some(from + half + i, count);
+        const Vec turned_low = fma(high, load_some(sin + i, count), mul(low, load_some(cos + i, count)));
+        const Vec turned_high = fma(low, load_some(sin + half + i, count), mul(high, load_some(cos + half + i, count)));
+        store_some(to + i, turned_low, count);
+        store_some(to + half + i, turned_high, count);
+    });
+    const std::int64_t done = call.rotary_dim;
+    for_each_vector(call.head_dim - done, [&](std::int64_t i, std::int64_t count) {
+        store_some(to + done + i, load_some(from + done + i, count), count);
+    });
+}
+
+template <typename X, typename O>
+inline void copy_numbers(const X* from, O* to, std::int64_t size) {
+    for_each_vector(size, [&](std::int64_t i, std::int64_t count) { store_some(to + i, load_some(from + i, count), count); });
+}
+
+// Numbers as bytes and scales, see cache.h.
+inline void encode(const float* from, char* to, std::int64_t size) {
+    for (std::int64_t start = 0; start < size; start += kScaleGroup) {
+        const std::int64_t count = start + kScaleGroup < size ? kScaleGroup : size - start;
+        std::uint32_t most = 0, scale_bits;  // sizes as bits: NaN and infinity are the largest
+        for (std::int64_t i = start; i < start + count; ++i) {
+            std::uint32_t bits;
+            __builtin_memcpy(&bits, from + i, 4);
+            bits &= 0x7fffffffu;
+            most = bits > most ? bits : most;
+        }
+        float largest, scale;
+        __builtin_memcpy(&largest, &most, 4);
+        scale = largest / 127.0f;
+        __builtin_memcpy(&scale_bits, &scale, 4);
+        scale_bits = most >= 0x7f800000u ? 0x7fc00000u : (scale_bits + 0xffffu) & 0xffff0000u;
+        __builtin_memcpy(&scale, &scale_bits, 4);
+        const std::uint16_t kept = std::uint16_t(scale_bits >> 16);
+        __builtin_memcpy(to + size + start / kScaleGroup * 2, &kept, 2);
+        float whole[kScaleGroup] = {};
+        if (scale > 0) {
+            for_each_vector(count, [&](std::int64_t i, std::int64_t part) {
+                store_some(whole + i, round_whole(div(load_some(from + start + i, part), all(scale))), part);
+            });
+        }
+        for (std::int64_t i = 0; i < count; ++i) to[start + i] = char(static_cast<signed char>(whole[i]));
+    }
+}
+
+// Where row t of keys or values of a cache type C begins: float, bf16 or bytes.
+template <typename X, typename C>
+void write_key_and_value(const RopeCall& call, std::int64_t row, const float* cos, const float* sin) {
+    const std::int64_t slot = call.slots != nullptr ? call.slots[row] : row;
+    const std::int64_t size = part_bytes(call.head_dim, call.cache), at = slot * call.num_kv_heads * size;
+    const X* k = static_cast<const X*>(call.k) + row * call.k_stride;
+    const X* v = static_cast<const X*>(call.v) + row * call.v_stride;
+    char *k_out = static_cast<char*>(call.k_out) + at, *v_out = static_cast<char*>(call.v_out) + at;
+    for (std::int64_t head = 0; head < call.num_kv_heads; ++head) {
+        if constexpr (sizeof(C) == 1) {
+            float numbers[kMaxHeadDim];
+            turn_head(k, numbers, cos, sin, call);
+            encode(numbers, k_out, call.head_dim);
+            copy_numbers(v, numbers, call.head_dim);
+            encode(numbers, v_out, call.head_dim);
+        } else {
+            turn_head(k, reinterpret_cast<C*>(k_out), cos, sin, call);
+            copy_numbers(v, reinterpret_cast<C*>(v_out), call.head_dim);
+        }
+        k += call.head_dim;
+        v += call.head_dim;
+        k_out += size;
+        v_out += size;
     }
 }
 
 template <typename X>
 void rope_row(const RopeCall& call, std::int64_t row) {
-    const float *const cos = call.cos + row * call.head_dim, *const sin = call.sin + row * call.head_dim;
-    const std::int64_t q_size = call.num_heads * call.head_dim, k_size = call.num_kv_heads * call.head_dim;
-    const std::int64_t slot = call.slots != nullptr ? call.slots[row] : row;
-    turn_heads(static_cast<const X*>(call.q) + row * call.q_stride, static_cast<X*>(call.q_out) + row * q_size, cos,
-               sin, call.num_heads, call.head_dim);
-    turn_heads(static_cast<const X*>(call.k) + row * call.k_stride, static_cast<X*>(call.k_out) + slot * k_size, cos,
-               sin, call.num_kv_heads, call.head_dim);
-    __builtin_memcpy(static_cast<X*>(call.v_out) + slot * k_size, static_cast<const X*>(call.v) + row * call.v_stride,
-                     std::size_t(k_size) * sizeof(X));
+    const std::int64_t at = (call.positions != nullptr ? call.positions[row] : row) * call.rotary_dim;
+    const float *const cos = call.cos + at, *const sin = call.sin + at;
+    const X* q = static_cast<const X*>(call.q) + row * call.q_stride;
+    X* q_out = static_cast<X*>(call.q_out) + row * call.num_heads * call.head_dim;
+    for (std::int64_t head = 0; head < call.num_heads; ++head, q += call.head_dim, q_out += call.head_dim) {
+        turn_head(q, q_out, cos, sin, call);
+    }
+    if (call.cache == Cache::f32) {
+        write_key_and_value<X, float>(call, row, cos, sin);
+    } else if (call.cache == Cache::bf16) {
+        write_key_and_value<X, std::uint16_t>(call, row, cos, sin);
+    } else {
+        write_key_and_value<X, std::int8_t>(call, row, cos, sin);
+    }
 }
 
 inline void rms_norm_rows(const RmsNormCall& call, std::int64_t row, std::int64_t row_end) {

@@ -57,9 +57,10 @@ struct Layer {
         const int queries = linear_step(q, kWidth, kWidth, x), new_keys = linear_step(k, kHeadDim, kWidth, x);
         const int new_values = linear_step(v, kHeadDim, kWidth, x), turned = buffer(kWidth), attended = buffer(kWidth);
         const RopeCall turning{nullptr, nullptr, nullptr, kWidth, kHeadDim, kHeadDim, nullptr, nullptr, nullptr,
-                               nullptr, keys.data(), values.data(), 0, kHeads, 1, kHeadDim, Number::f32};
+                               nullptr, keys.data(), values.data(), 0, kHeads, 1, kHeadDim, Number::f32,
+                               Cache::f32, kHeadDim};
         const AttentionCall attending{nullptr, kWidth, keys.data(), values.data(), nullptr, nullptr, 0, kPageSize,
-                                      nullptr, nullptr, 0, kHeads, 1, kHeadDim, 0.25f, Number::f32};
+                                      nullptr, nullptr, 0, kHeads, 1, kHeadDim, 0.25f, Number::f32, Cache::f32};
         program.add(AttendStep{turning, attending, 0, queries, new_keys, new_values, turned, attended});
         x = norm_step(hidden, linear_step(o, kWidth, kWidth, attended));
         const int gates = linear_step(gate, kInner, kWidth, x), low = buffer(kRank), delta = buffer(kInner);
@@ -76,6 +77,7 @@ struct Layer {
 std::vector<float> run(Program& program, std::int64_t first, std::int64_t end) {
     const std::int64_t rows = end - first;
     std::vector<std::int64_t> tokens, slots, pages, starts{0}, lens;
+    const std::vector<std::int64_t> positions(std::size_t(rows), 0);
     std::vector<AdapterRange> adapters;
     for (std::int64_t row = first; row < end; ++row) {
         tokens.push_back(row * 7 % kTokens);
@@ -85,9 +87,9 @@ std::vector<float> run(Program& program, std::int64_t first, std::int64_t end) {
         lens.push_back(1);
         if (row % 5 < 3) adapters.push_back({row - first, row - first + 1, row % 5});
     }
-    std::vector<float> cos(std::size_t(rows * kHeadDim), 0.6f), sin(std::size_t(rows * kHeadDim), 0.8f);
+    const std::vector<float> cos(kHeadDim, 0.6f), sin(kHeadDim, 0.8f);
     Guarded out(std::size_t(rows * kWidth) * sizeof(float), true);
-    program.run(Pack{tokens.data(), {cos.data(), sin.data()}, adapters, slots.data(), pages.data(), starts.data(),
+    program.run(Pack{tokens.data(), positions.data(), {cos.data(), sin.data()}, adapters, slots.data(), pages.data(), starts.data(),
                      lens.data(), rows, rows, 1, out.as<void>()});
     return {out.as<float>(), out.as<float>() + rows * kWidth};
 }

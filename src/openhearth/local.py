@@ -22,7 +22,15 @@ import torch
 
 from openhearth import chat, formats, hardware, hub
 from openhearth.config import Config
-from openhearth.engine import Engine, EngineSettings, Request, RequestTimings, Sampling, TokenEvent
+from openhearth.engine import (
+    CacheDtype,
+    Engine,
+    EngineSettings,
+    Request,
+    RequestTimings,
+    Sampling,
+    TokenEvent,
+)
 from openhearth.errors import TemplateError, UsageError
 from openhearth.kernels import select
 from openhearth.models import load_model
@@ -99,6 +107,7 @@ def load(
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
     weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto",
     context_length: int | None = None,
+    cache_dtype: CacheDtype = "auto",
     num_threads: int | None = None,
     config: Config | None = None,
     on_progress: hub.OnProgress | None = None,
@@ -107,7 +116,7 @@ def load(
     """Load a model, fetching it first when it is not on disk.
 
     ref: see `hub.parse_ref`; None is the catalogue's default. dtype, weights: see `spec.choose_weights`.
-    context_length: caps the model's own, in tokens.
+    context_length: caps the model's own, in tokens. cache_dtype: see `engine.EngineSettings`.
     num_threads: None uses every core this process may use. on_load: called with bytes done and
     bytes in all while weights are read.
     Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
@@ -129,7 +138,7 @@ def load(
     model = load_model(checkpoint, spec, dtype=_DTYPES[chosen.dtype], weights=chosen.form,
                        on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256,
-                    settings=EngineSettings(context_length=context_length))
+                    settings=EngineSettings(context_length=context_length, cache_dtype=cache_dtype))
     return LocalModel(stored, tokenizer, template, engine, weights=chosen,
                       default_sampling=default_sampling(stored, checkpoint, config),
                       load_s=time.perf_counter() - started)
@@ -161,6 +170,7 @@ class LocalModel:
         self.engine = engine
         self.weights = weights
         self.dtype = weights.dtype
+        self.cache_dtype = str(engine.cache_dtype).removeprefix("torch.")
         self.load_s = load_s
         self.default_sampling = dict(default_sampling)
         self._lock = threading.RLock()

@@ -6,20 +6,23 @@ import random
 import torch
 
 from openhearth.kernels.attention import AttnInput, KvCache
+from openhearth.kernels.attention.cache import part_size
 
 
 class PagedRunner:
     """Runs a model over its own small cache; unwritten slots hold NaN, so that reading one shows.
 
-    is_shuffled: pages are handed out in random order, else in a row.
+    is_shuffled: pages are handed out in random order, else in a row. kv_dtype: of the cache; the model's.
     """
 
-    def __init__(self, model, *, num_pages=96, page_size=8, is_shuffled=True, seed=0):
+    def __init__(self, model, *, num_pages=96, page_size=8, is_shuffled=True, seed=0, kv_dtype=None):
         spec = model.spec
-        shape = (num_pages, page_size, spec.num_kv_heads, spec.head_dim)
+        dtype = kv_dtype or model.dtype
+        shape = (num_pages, page_size, spec.num_kv_heads, part_size(spec.head_dim, dtype))
+        unwritten = -1 if dtype == torch.int8 else float("nan")  # bytes of -1 are scales of NaN
 
         def pool():
-            return tuple(torch.full(shape, float("nan"), dtype=model.dtype) for _ in range(spec.num_layers))
+            return tuple(torch.full(shape, unwritten, dtype=dtype) for _ in range(spec.num_layers))
 
         self.model = model
         self.cache = KvCache(pool(), pool())
@@ -53,7 +56,7 @@ class PagedRunner:
         return dict(zip(chunks, hidden.split([len(ids) for ids in chunks.values()]), strict=True))
 
 
-def run_whole(model, token_ids):
-    """Hidden states of one sequence without a cache, as training sees it."""
+def run_whole(model, token_ids, kv_dtype=None):
+    """Hidden states of one sequence without a cache, as training sees it. kv_dtype: of keys and values."""
     ids = torch.as_tensor(token_ids)
-    return model(ids, torch.arange(len(ids)), AttnInput.without_cache((len(ids),)))
+    return model(ids, torch.arange(len(ids)), AttnInput.without_cache((len(ids),), kv_dtype))

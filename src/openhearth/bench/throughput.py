@@ -21,6 +21,7 @@ from openhearth.spec import ModelSpec
 
 FOREIGN_LIMIT = 0.1
 _FORM_NAMES = {"bfloat16": "bf16", "float32": "f32", "int8": "q8", "int4": "q4"}
+_NUMBER_BYTES = {"bfloat16": 2, "float32": 4, "int8": 1 + 2 / 32}
 
 
 @dataclass(frozen=True)
@@ -114,12 +115,13 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
 
 def _open_engine(model: LocalModel, cases: list[Case]) -> Engine:
     """An engine of its own over the loaded weights: room for the largest batch, no shared prefixes."""
-    number_bytes = 2 if model.dtype == "bfloat16" else 4
+    number_bytes = _NUMBER_BYTES[model.cache_dtype]
     page = EngineSettings().page_size
     tokens = max(case.num_sequences * (case.context_tokens + page) for case in cases)
     cache_bytes = (tokens + 2 * page) * model.spec.kv_bytes_per_token(number_bytes)
     return Engine(model.engine.model, weights_version=model.stored.weights_sha256,
-                  settings=EngineSettings(cache_bytes=cache_bytes, has_prefix_cache=False))
+                  settings=EngineSettings(cache_bytes=cache_bytes, has_prefix_cache=False,
+                                          cache_dtype=model.cache_dtype))
 
 
 def _run_round(engine: Engine, case: Case, vocab_size: int, numbers: random.Random) -> float:
@@ -162,9 +164,8 @@ def _percent(model: LocalModel, case: Case, tokens_per_s: float, yardsticks: Yar
     spec = model.spec
     if case.kind == "decode":
         context = case.prompt_tokens + case.new_tokens // 2
-        number_bytes = 2 if model.dtype == "bfloat16" else 4
         read = weight_bytes_read(spec, model.weights.num_bytes / spec.num_parameters)
-        read += spec.kv_bytes_per_token(number_bytes) * context
+        read += spec.kv_bytes_per_token(_NUMBER_BYTES[model.cache_dtype]) * context
         return 100 * tokens_per_s * read / yardsticks.bandwidth
     if case.kind == "prefill":
         flops_per_s = tokens_per_s * prefill_flops(spec, case.prompt_tokens) / case.prompt_tokens

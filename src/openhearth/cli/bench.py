@@ -26,6 +26,8 @@ def command(
                                                              help="As for `hearth run`."),
     weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = typer.Option(
         "auto", "--weights", help="As for `hearth run`."),
+    cache: Literal["auto", "float32", "bfloat16", "int8"] = typer.Option("auto", "--cache",
+                                                                        help="As for `hearth run`."),
     threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     profile: bool = typer.Option(False, "--profile", help="Also show where a step's time goes, by kernel."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
@@ -35,7 +37,7 @@ def command(
     from openhearth.config import Config
 
     config = Config.from_env()
-    settings = LoadSettings(dtype=dtype, weights=weights, num_threads=threads)
+    settings = LoadSettings(dtype=dtype, weights=weights, num_threads=threads, cache_dtype=cache)
     stored = fetch_model(model, config, before_fetch=lambda: None)
     loaded = load_stored(stored, model, config, settings)
     record = run_bench(loaded, is_quick=quick, is_profiled=profile)
@@ -80,7 +82,7 @@ def run_bench(model: LocalModel, *, is_quick: bool, is_profiled: bool = False) -
                     "bandwidth_bytes_per_s": _rate_record(bandwidth),
                     "matmul_flops_per_s": {name: _rate_record(rate) for name, rate in matmul.items()}},
         "settings": {"dtype": model.dtype, "weights": model.weights.form,
-                     "weights_bytes": model.weights.num_bytes,
+                     "weights_bytes": model.weights.num_bytes, "cache": model.cache_dtype,
                      "threads": torch.get_num_threads(), "is_quick": is_quick,
                      "rounds": num_rounds},
         "model": {"name": model.stored.name, "source": model.stored.source,
@@ -140,7 +142,8 @@ def _print_report(record: dict[str, Any]) -> None:
     machine, settings, versions = record["machine"], record["settings"], record["versions"]
     print_fields({
         "model": f"{record['model']['name']}, weights {record['model']['weights'][:16]}",
-        "settings": f"weights {settings['weights']}, {settings['dtype']}, {settings['threads']} threads, "
+        "settings": f"weights {settings['weights']}, {settings['dtype']}, cache {settings['cache']}, "
+                    f"{settings['threads']} threads, "
                     f"{settings['rounds']} rounds",
         "cpu": f"{machine['cpu']}: {', '.join(machine['features'])}",
         "bandwidth": f"{machine['bandwidth_bytes_per_s']['median'] / 1e9:.1f} GB/s",

@@ -36,6 +36,7 @@ class LoadSettings:
     weights: str = "auto"
     context_length: int | None = None
     num_threads: int | None = None
+    cache_dtype: str = "auto"
 
 
 def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None]) -> StoredModel:
@@ -65,7 +66,8 @@ def load_stored(stored: StoredModel, ref: str | None, config: Config, settings: 
         from openhearth.local import load
 
         return load(ref, dtype=settings.dtype, weights=settings.weights,
-                    context_length=settings.context_length, num_threads=settings.num_threads, config=config,
+                    context_length=settings.context_length, num_threads=settings.num_threads,
+                    cache_dtype=settings.cache_dtype, config=config,
                     on_load=line.update)
 
 
@@ -82,7 +84,8 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
     model = spec.read_spec(checkpoint)
     weights = spec.choose_weights(settings.weights, settings.dtype, checkpoint, model,
                                   has_native=select.chosen().is_native)
-    return plan_memory(model, weights, min(num_tokens, settings.context_length or num_tokens))
+    return plan_memory(model, weights, min(num_tokens, settings.context_length or num_tokens),
+                       settings.cache_dtype)
 
 
 def print_prediction(stored: StoredModel, plan: MemoryPlan) -> None:

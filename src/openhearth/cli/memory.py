@@ -8,6 +8,7 @@ from openhearth.spec import ModelSpec, WeightChoice
 from openhearth.units import format_bytes
 
 _NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
+_CACHE_NUMBER_BYTES = {**_NUMBER_BYTES, "int8": 1 + 2 / 32}
 _RUNTIME_BYTES = 330 * 2**20
 """Python, torch and its thread pool, tokenizer: what a run holds besides the three terms below."""
 _ACTIVATION_TOKENS = 512
@@ -33,20 +34,22 @@ class MemoryPlan:
         return self.weights_bytes + self.cache_bytes + self.workspace_bytes
 
 
-def plan_memory(spec: ModelSpec, weights: WeightChoice, cached_tokens: int) -> MemoryPlan:
+def plan_memory(spec: ModelSpec, weights: WeightChoice, cached_tokens: int,
+                cache_dtype: str = "auto") -> MemoryPlan:
     """Predict the peak of one answer.
 
-    weights: as packed. cache: keys and values of the tokens that will be
-    written. workspace: the runtime, one prefill step's activations (four rows of model width, two of
-    the feed-forward width, per token) and one row of float32 logits with its sorted copy and ids.
+    weights: as packed. cache: keys and values of the tokens that will be written, in cache_dtype (auto:
+    that of the activations). workspace: the runtime, one prefill step's activations (four rows of model
+    width, two of the feed-forward width, per token) and one row of float32 logits with its sorted copy
+    and ids.
     """
-    number_bytes = _NUMBER_BYTES[weights.dtype]
+    cache_number_bytes = _CACHE_NUMBER_BYTES[weights.dtype if cache_dtype == "auto" else cache_dtype]
     cached_tokens = min(cached_tokens, spec.max_position)
     rows = min(_ACTIVATION_TOKENS, cached_tokens)
     activations = rows * (4 * spec.hidden_size + 2 * spec.intermediate_size) * 4
     logits = spec.vocab_size * (4 + 4 + 8)
     return MemoryPlan(weights_bytes=weights.num_bytes,
-                      cache_bytes=spec.kv_bytes_per_token(number_bytes) * cached_tokens,
+                      cache_bytes=spec.kv_bytes_per_token(cache_number_bytes) * cached_tokens,
                       workspace_bytes=_RUNTIME_BYTES + activations + logits, cached_tokens=cached_tokens,
                       weights=f"{weights.form}: {weights.reason}")
 

@@ -11,9 +11,10 @@ from openhearth.engine.records import (
     TokenEvent,
     TokenMask,
 )
-from openhearth.engine.settings import EngineSettings
+from openhearth.engine.settings import CacheDtype, EngineSettings
 
 __all__ = [
+    "CacheDtype",
     "Completion",
     "Engine",
     "EngineSettings",

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from openhearth.engine.memory import PagedCache, available_bytes, choose_num_pages
+from openhearth.engine.memory import PagedCache, available_bytes, cache_dtype_of, choose_num_pages
 from openhearth.engine.packing import Batch, pack
 from openhearth.engine.pages import PageTable
 from openhearth.engine.records import (
@@ -48,7 +48,8 @@ class Engine:
     model: `forward(token_ids_T, positions_T, attn) -> hidden_TD`, `logits(hidden_RD) -> float32
     logits_RV`, `spec`, `dtype`. weights_version: identifies the weights, in results and in the prefix
     cache. context_length: tokens that prompt and completion may have together, the least of model,
-    settings and cache. program: the recorded forward that steps run, None where the kernels cannot.
+    settings and cache. cache_dtype: type of the stored keys and values. program: the recorded forward
+    that steps run, None where the kernels cannot.
     Raises: NotEnoughMemory when the smallest useful cache does not fit; UsageError for a context
     longer than the model's. Example: ``Engine(model, weights_version=stored.weights_sha256)``.
     """
@@ -59,14 +60,15 @@ class Engine:
         self.weights_version = weights_version
         self.settings = settings = settings or EngineSettings()
         self.device = next(model.parameters()).device
-        num_pages = choose_num_pages(model.spec, settings, model.dtype, available_bytes(self.device))
+        self.cache_dtype = cache_dtype_of(settings, model.dtype)
+        num_pages = choose_num_pages(model.spec, settings, self.cache_dtype, available_bytes(self.device))
         self.cache_tokens = num_pages * settings.page_size
         self.context_length = min(settings.context_length or model.spec.max_position, self.cache_tokens)
         self.pages = PageTable(num_pages, settings.page_size, salt=weights_version,
                                has_prefix_cache=settings.has_prefix_cache)
         self.scheduler = Scheduler(self.pages, max_batch_tokens=settings.max_batch_tokens,
                                    max_num_sequences=settings.max_num_sequences)
-        self._cache = PagedCache(model.spec, num_pages, settings.page_size, model.dtype, self.device)
+        self._cache = PagedCache(model.spec, num_pages, settings.page_size, self.cache_dtype, self.device)
         self._record()
         self._ledger = Ledger()
         self._live: dict[int, dict[int, Running]] = {}
@@ -188,7 +190,8 @@ class Engine:
         with torch.inference_mode():
             token_ids_T = torch.tensor(prompt, device=self.device)
             positions_T = torch.arange(len(prompt), device=self.device)
-            arguments = [token_ids_T, positions_T, AttnInput.without_cache((len(prompt),))]
+            attn = AttnInput.without_cache((len(prompt),), self.cache_dtype)
+            arguments = [token_ids_T, positions_T, attn]
             if adapter is not None:
                 arguments.append(AdapterRows(((0, len(prompt), find_adapter(self.model, adapter).slot),)))
             hidden_TD = self.model.forward(*arguments)

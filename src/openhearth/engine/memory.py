@@ -1,6 +1,6 @@
 """How much memory keys and values may take, and taking it without touching it."""
 
-# L layers, N pages in the cache, B tokens per page, K kv heads, E head size
+# L layers, N pages in the cache, B tokens per page, K kv heads, F elements of a head's part
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from openhearth import hardware
 from openhearth.engine.settings import EngineSettings
 from openhearth.errors import NotEnoughMemory, UsageError
+from openhearth.kernels.attention.cache import CACHE_DTYPES, part_size
 from openhearth.kernels.attention.inputs import KvCache
 from openhearth.spec import ModelSpec
 from openhearth.units import format_bytes
@@ -24,28 +25,38 @@ COMFORT_TOKENS = 16384
 
 
 class PagedCache:
-    """Keys and values of all layers, and copies between their pages.
+    """Keys and values of all layers, and copies between their pages. dtype: that of the cache.
 
     Pages that were never written take no memory on the CPU: they are mapped, not filled.
     """
 
     def __init__(self, spec: ModelSpec, num_pages: int, page_size: int, dtype: torch.dtype,
                  device: torch.device) -> None:
-        shape = (spec.num_layers, num_pages, page_size, spec.num_kv_heads, spec.head_dim)
-        self._keys_LNBKE = _zeros(shape, dtype, device)
-        self._values_LNBKE = _zeros(shape, dtype, device)
-        self.kv = KvCache(tuple(self._keys_LNBKE), tuple(self._values_LNBKE))
+        shape = (spec.num_layers, num_pages, page_size, spec.num_kv_heads,
+                 part_size(spec.head_dim, dtype))
+        self._keys_LNBKF = _zeros(shape, dtype, device)
+        self._values_LNBKF = _zeros(shape, dtype, device)
+        self.kv = KvCache(tuple(self._keys_LNBKF), tuple(self._values_LNBKF))
 
     def copy_pages(self, copies: list[tuple[int, int]]) -> None:
         """Copy (source, target) pages in every layer, in order."""
         for source, target in copies:
-            self._keys_LNBKE[:, target] = self._keys_LNBKE[:, source]
-            self._values_LNBKE[:, target] = self._values_LNBKE[:, source]
+            self._keys_LNBKF[:, target] = self._keys_LNBKF[:, source]
+            self._values_LNBKF[:, target] = self._values_LNBKF[:, source]
 
 
 def page_bytes(spec: ModelSpec, page_size: int, dtype: torch.dtype) -> int:
-    """Return the bytes of one page: keys and values of page_size tokens in every layer."""
-    return 2 * spec.num_layers * page_size * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    """Return the bytes of one page: keys and values of page_size tokens in every layer.
+
+    dtype: that of the cache.
+    """
+    part_bytes = part_size(spec.head_dim, dtype) * dtype.itemsize
+    return 2 * spec.num_layers * page_size * spec.num_kv_heads * part_bytes
+
+
+def cache_dtype_of(settings: EngineSettings, model_dtype: torch.dtype) -> torch.dtype:
+    """Return the type that keys and values are kept in."""
+    return CACHE_DTYPES.get(settings.cache_dtype, model_dtype)
 
 
 def choose_num_pages(spec: ModelSpec, settings: EngineSettings, dtype: torch.dtype,
@@ -68,7 +79,7 @@ def choose_num_pages(spec: ModelSpec, settings: EngineSettings, dtype: torch.dty
     if settings.cache_bytes is None:
         num_pages = min(wanted_pages, usable_bytes // one_page)
         found = f"{format_bytes(available_bytes)} are free, {format_bytes(usable_bytes)} of them usable"
-        hint = "free memory, or choose a smaller model or --dtype bfloat16"
+        hint = "free memory, or choose a smaller model or --cache int8"
     else:
         num_pages = settings.cache_bytes // one_page
         found = f"cache_bytes is {format_bytes(settings.cache_bytes)}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from openhearth.errors import UsageError
+
+CacheDtype = Literal["auto", "float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +19,8 @@ class EngineSettings:
     page_size: tokens per page of the cache. max_batch_tokens: tokens of one step; a longer prompt is
     prefilled in chunks. max_num_sequences: completions that advance together (at most
     max_batch_tokens do). max_queued: completions that may wait; more are refused.
+    cache_dtype: type of keys and values in the cache; auto is that of the model. int8 takes about half the
+    memory of bfloat16, its error is stated in `kernels/attention/cache.py`.
     has_prefix_cache: keep the pages of finished work and share those with equal content.
     Example: ``EngineSettings(context_length=4096, max_num_sequences=8)``.
     """
@@ -27,8 +32,13 @@ class EngineSettings:
     max_num_sequences: int = 256
     max_queued: int = 1024
     has_prefix_cache: bool = True
+    cache_dtype: CacheDtype = "auto"
 
     def __post_init__(self) -> None:
+        if self.cache_dtype not in get_args(CacheDtype):
+            raise UsageError(f"cache_dtype is `{self.cache_dtype}`",
+                             why="expected auto, float32, bfloat16 or int8",
+                             hint='EngineSettings(cache_dtype="auto")')
         for name, lowest in (("context_length", 2), ("cache_bytes", 1), ("page_size", 1),
                              ("max_batch_tokens", 1), ("max_num_sequences", 1), ("max_queued", 1)):
             value = getattr(self, name)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from openhearth.kernels import select
-from openhearth.kernels.attention.inputs import AttnInput, KvCache
+from openhearth.kernels.attention.cache import part_size
+from openhearth.kernels.attention.inputs import AttnInput, AttnOptions, KvCache
+from openhearth.kernels.attention.native import CACHE_TYPES
 from openhearth.kernels.glu.reference import Activation
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.lora import AdapterRows
-from openhearth.kernels.rope.reference import Rotation
+from openhearth.kernels.rope.reference import RotationTable
 from openhearth.kernels.traced import Traced, TracedPack, TracedRotation
-
-Rotate = Callable[[Tensor], Rotation]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Recorder:
         self._native = select.native().Program(select.isa_number(None))
         self._cache = cache
         self._notes: list[_Note] = []
-        self._rotations: list[Rotate] = []
+        self._rotations: list[RotationTable] = []
         self._kept: list[object] = [cache]
         self._num_tokens = 0
 
@@ -81,9 +81,9 @@ class Recorder:
         """Return the stand-in for a pack's token ids, positions and layout."""
         return TracedPack(self)
 
-    def rotation(self, rotate: Rotate, head_dim: int) -> TracedRotation:
-        """Note how a run gets the angles of its positions."""
-        self._rotations.append(rotate)
+    def rotation(self, table: RotationTable, head_dim: int) -> TracedRotation:
+        """Note where a run finds the angles of its positions."""
+        self._rotations.append(table)
         return TracedRotation(len(self._rotations) - 1, head_dim)
 
     def embed(self, table_VD: Tensor | PackedWeight, out_dtype: torch.dtype) -> Traced:
@@ -147,21 +147,28 @@ class Recorder:
                               _is_bf16(y.dtype))
         self._notes.append(_Note(Step("adapters", 0, 0), is_lora=True))
 
-    def attend(self, layer: int, q: Traced, k: Traced, v: Traced, rotation: TracedRotation) -> Traced:
+    def attend(self, layer: int, q: Traced, k: Traced, v: Traced, rotation: TracedRotation,
+               options: AttnOptions) -> Traced:
         """Record `kernels.attention.attend`."""
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        head_dim = rotation.head_dim
-        assert q.dtype == k.dtype == v.dtype == keys.dtype == values.dtype
-        assert keys.is_contiguous() and values.is_contiguous()
-        assert keys.shape[2:].numel() == k.width == v.width and q.width % k.width == 0
+        head_dim = options.head_dim or rotation.head_dim
+        num_heads, num_kv_heads = q.width // head_dim, k.width // head_dim
+        assert q.dtype == k.dtype == v.dtype and k.width == v.width and q.width % k.width == 0
+        assert keys.dtype == values.dtype and keys.is_contiguous() and values.is_contiguous()
+        assert keys.shape[2:] == values.shape[2:] == (num_kv_heads, part_size(head_dim, keys.dtype))
+        sinks = 0
+        if options.sinks_H is not None:
+            assert options.sinks_H.shape == (num_heads,)
+            sinks = self._address(options.sinks_H.detach().float())
         turned, out = self._buffer(q.width, q.dtype), self._buffer(q.width, q.dtype)
         self._native.add_attend(rotation.index, q.buffer, k.buffer, v.buffer, turned.buffer, out.buffer,
-                                keys.data_ptr(), values.data_ptr(), self._cache.page_size,
-                                q.width // head_dim, k.width // head_dim, head_dim, head_dim ** -0.5,
-                                _is_bf16(q.dtype))
-        size = q.dtype.itemsize
-        self._notes.append(_Note(Step("attention", 0, (4 * q.width + 4 * k.width) * size,
-                                      bytes_per_key=2 * k.width * size, flops_per_key=4 * q.width)))
+                                keys.data_ptr(), values.data_ptr(), self._cache.page_size, num_heads,
+                                num_kv_heads, head_dim, rotation.head_dim, options.scale or head_dim ** -0.5,
+                                options.soft_cap, options.window, sinks, _is_bf16(q.dtype),
+                                CACHE_TYPES[keys.dtype])
+        key_bytes = 2 * keys[0, 0].nbytes
+        self._notes.append(_Note(Step("attention", 0, 4 * (q.width + k.width) * q.dtype.itemsize + key_bytes,
+                                      bytes_per_key=key_bytes, flops_per_key=4 * q.width)))
         return out
 
     def glu(self, gate: Traced, up: Traced, activation: Activation) -> Traced:
@@ -214,7 +221,7 @@ class Recorder:
 class Program:
     """A recorded forward. Belongs to one caller at a time, like the cache it writes to."""
 
-    def __init__(self, native: object, steps: tuple[Step, ...], rotations: tuple[Rotate, ...], cache: KvCache,
+    def __init__(self, native: object, steps: tuple[Step, ...], rotations: tuple[RotationTable, ...], cache: KvCache,
                  num_tokens: int, out: Traced, kept: tuple[object, ...]) -> None:
         self.steps, self._num_tokens = steps, num_tokens
         self._native, self._rotations, self._cache, self._kept = native, rotations, cache, kept
@@ -224,7 +231,7 @@ class Program:
                 adapters: AdapterRows | None = None) -> Tensor:
         """Return what the recorded forward returns for a pack over the recorder's cache.
 
-        Raises: IndexError for a token id, slot or page that does not exist; nothing is computed then.
+        Raises: IndexError for a token id, position, slot or page that does not exist; nothing is computed then.
         """
         assert attn.cache is self._cache, "a program runs over the cache it was recorded for"
         ids_T, slots_T = token_ids_T.contiguous(), attn.slots_T.contiguous()
@@ -234,15 +241,17 @@ class Program:
         num_pages, page_size = self._cache.keys[0].shape[:2]
         assert ids_T.dtype == slots_T.dtype == pages_SP.dtype == torch.int64 and slots_T.shape == (num_rows,)
         assert pages_SP.shape[0] == num_sequences == starts.shape[0] - 1
-        assert max(attn.context_lens) <= pages_SP.shape[1] * page_size
-        angles = [tensor for rotate in self._rotations for tensor in rotate(positions_T)]
+        positions_T, longest = positions_T.contiguous(), max(attn.context_lens)
+        assert longest <= pages_SP.shape[1] * page_size
+        angles = [tensor for table in self._rotations for tensor in table.rotation(positions_T, longest)[:2]]
         assert adapters is None or adapters.ranges[-1][1] <= num_rows
-        assert num_rows == attn.query_starts[-1] and all(angle.shape[0] == num_rows for angle in angles)
+        assert num_rows == attn.query_starts[-1] and positions_T.shape == (num_rows,)
         out_TD = torch.empty(num_rows, self._width, dtype=self._dtype)
-        self._native.run(ids_T.data_ptr(), [angle.data_ptr() for angle in angles], slots_T.data_ptr(),
-                         pages_SP.data_ptr(), pages_SP.shape[1], starts.data_ptr(), lens.data_ptr(),
-                         num_sequences, num_rows, [] if adapters is None else list(adapters.ranges),
-                         (self._num_tokens, num_pages * page_size, num_pages), out_TD.data_ptr())
+        self._native.run(ids_T.data_ptr(), positions_T.data_ptr(), [angle.data_ptr() for angle in angles],
+                         slots_T.data_ptr(), pages_SP.data_ptr(), pages_SP.shape[1], starts.data_ptr(),
+                         lens.data_ptr(), num_sequences, num_rows,
+                         [] if adapters is None else list(adapters.ranges),
+                         (self._num_tokens, longest, num_pages * page_size, num_pages), out_TD.data_ptr())
         return out_TD
 
     def measure(self, run: Callable[[], object]) -> tuple[float, list[float]]:

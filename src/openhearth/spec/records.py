@@ -77,7 +77,10 @@ class ModelSpec:
         return matrices + norms + self.num_layers * biases
 
     def kv_bytes_per_token(self, bytes_per_number: float = 2) -> int:
-        """Cache bytes that one token holds over all layers: a key and a value per kv head."""
+        """Cache bytes that one token holds over all layers: a key and a value per kv head.
+
+        bytes_per_number: an int8 cache has 1 + 2 / 32, its scales included, where 32 divides the head size.
+        """
         return round(2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_number)
 
     def flops_per_token(self, context: int) -> int:

@@ -21,6 +21,7 @@ def test_a_page_has_the_published_bytes_per_token():
     # 131,072 bytes per token of Llama 3 8B in bfloat16.
     assert page_bytes(LLAMA_8B, 16, torch.bfloat16) == 16 * 131072
     assert page_bytes(SMOLLM2, 1, torch.float32) == 46080
+    assert page_bytes(SMOLLM2, 16, torch.int8) == 16 * SMOLLM2.kv_bytes_per_token(1 + 2 / 32) == 16 * 12240
 
 
 def pages(spec, available, dtype=torch.bfloat16, **settings):

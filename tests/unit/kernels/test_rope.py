@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openhearth.kernels.rope import apply_rope, compute_rotation, inverse_frequencies
+from openhearth.kernels.rope import RotationTable, apply_rope, compute_rotation, inverse_frequencies
 from openhearth.spec import RopeSpec
 
 
@@ -97,3 +97,29 @@ def test_angles_of_a_position_have_the_same_bits_in_every_pack(spec, head_dim):
         part = compute_rotation(spec, frequencies, torch.arange(start, stop))
         assert torch.equal(part.cos_T1E, whole.cos_T1E[start:stop])
         assert torch.equal(part.sin_T1E, whole.sin_T1E[start:stop])
+
+
+@pytest.mark.parametrize("name", [*CASES, "dynamic"])
+def test_a_table_has_the_bits_of_computed_angles_while_it_grows(name):
+    spec = CASES[name][0] if name in CASES else RopeSpec("dynamic", factor=4.0, original_max_position=128)
+    frequencies = inverse_frequencies(spec, 64)
+    table = RotationTable(spec, frequencies, 2000)
+    handed_out = []
+    for positions in (torch.tensor([0]), torch.tensor([511, 3, 3]), torch.arange(500, 520),
+                      torch.tensor([1999]), torch.tensor([2500])):
+        found = table.rotation(positions, int(positions.max()) + 1)
+        handed_out.append((positions, found))
+        assert found.positions_T is not None and found.cos_T1E.shape[0] > positions.max()
+    assert [len(found.cos_T1E) for _, found in handed_out] == [512, 512, 1024, 2000, 2501]
+    for positions, found in handed_out:
+        want = compute_rotation(spec, frequencies, positions)
+        for got, wanted in zip(found.of_tokens()[:2], want[:2], strict=True):
+            assert torch.equal(got, wanted)
+
+
+def test_heads_whose_first_numbers_turn_keep_the_others():
+    heads, positions = torch.randn(5, 2, 48), torch.arange(5)
+    rotation = compute_rotation(RopeSpec(), inverse_frequencies(RopeSpec(), 32), positions)
+    turned = apply_rope(heads, rotation)
+    assert torch.equal(turned[..., 32:], heads[..., 32:])
+    assert torch.equal(turned[..., :32], apply_rope(heads[..., :32].contiguous(), rotation))

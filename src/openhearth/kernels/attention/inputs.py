@@ -5,12 +5,12 @@ a model's forward never knows which one it runs in.
 """
 
 # T packed tokens, S sequences in the pack, P pages per sequence (padded), N pages in the cache,
-# B tokens per page, K kv heads, E head size
-
+# B tokens per page, K kv heads, H heads, E head size, F elements of a head's part in the cache
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -18,7 +18,7 @@ from torch import Tensor
 class KvCache:
     """Paged keys and values of every layer.
 
-    keys, values: one tensor [N, B, K, E] per layer.
+    keys, values: one tensor [N, B, K, F] per layer; F is E, or more in an int8 cache (`cache.part_size`).
     """
 
     keys: tuple[Tensor, ...]
@@ -29,6 +29,37 @@ class KvCache:
         """Token slots of a page."""
         return self.keys[0].shape[1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the stored elements: float32, bfloat16 or int8."""
+        return self.keys[0].dtype
+
+
+@dataclass(frozen=True)
+class AttnOptions:
+    """What one layer's attention does besides the plain sum; the defaults change nothing.
+
+    scale: factor of the scores, above 0; None is 1 / sqrt(E). window: a query sees its own key and the
+    window - 1 before it; 0 is all. soft_cap: scores become cap * tanh(score / cap); 0 is off. sinks_H:
+    float32, one learned score per head that has no value (its weight is lost to the others).
+    head_dim: E, where the rotation turns only the first numbers of a head; None: it turns all.
+    Sources: soft cap, arXiv 2408.00118, section 2; sinks, arXiv 2508.10925, section 2.2.
+    Example: ``AttnOptions(window=4096, soft_cap=50.0)``.
+    """
+
+    scale: float | None = None
+    window: int = 0
+    soft_cap: float = 0.0
+    sinks_H: Tensor | None = None
+    head_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        assert self.scale is None or self.scale > 0, "a scale is above 0"
+        assert self.window >= 0 and self.soft_cap >= 0, "0 is off"
+
+
+PLAIN = AttnOptions()
+
 
 @dataclass(frozen=True)
 class AttnInput:
@@ -38,7 +69,8 @@ class AttnInput:
     of the pack, in order, the last tokens of its context so far. context_lens: S ints, keys of the
     sequence after this step (cached ones and those of this pack).
     cache: None means keys are those of the pack alone (training, scoring); then context_lens equal
-    the query lengths and the two tensors below are None.
+    the query lengths and the two tensors below are None. kv_dtype: what the keys and values of such a
+    pack are rounded to, as a cache of that type would hold them; None leaves the queries' type.
     slots_T: int64 [T], page * page_size + offset where each token's key and value are written.
     page_table_SP: int64 [S, P], pages of each sequence in order, padded with 0.
 
@@ -51,11 +83,12 @@ class AttnInput:
     cache: KvCache | None = None
     slots_T: Tensor | None = None
     page_table_SP: Tensor | None = None
+    kv_dtype: torch.dtype | None = None
 
     @classmethod
-    def without_cache(cls, lengths: tuple[int, ...]) -> AttnInput:
+    def without_cache(cls, lengths: tuple[int, ...], kv_dtype: torch.dtype | None = None) -> AttnInput:
         """Layout of whole sequences packed one after the other, as training sees them."""
         starts = [0]
         for length in lengths:
             starts.append(starts[-1] + length)
-        return cls(query_starts=tuple(starts), context_lens=tuple(lengths))
+        return cls(query_starts=tuple(starts), context_lens=tuple(lengths), kv_dtype=kv_dtype)

@@ -1,20 +1,22 @@
 """Attention on the CPU: native/attention.h and the rotary part of native/rows.h, callable under autograd.
 
 A query row has the same bits in prefill, in any chunking of it, in decode and in training, alone or packed,
-on any pages and with any number of threads: keys are met in one order, in blocks counted from position 0.
-Everything is float32 between the turned queries and keys, rounded to their type as the reference rounds
-them, and the rounding of the output. With u = 2^-24, L keys and finite scores, an output is within
-(2 (E + 2) max|q||k| / sqrt(E) + 2 L + 40) u max|v| of the exact one: the error of a score enters the
-exponential as it is, the rest are two sums and their quotient (Higham, Accuracy and Stability of Numerical
-Algorithms, 3.1).
+on any pages and with any number of threads, for one type of cache: keys are met in one order, in blocks
+counted from position 0. With u = 2^-24, L keys and finite scores, an output is within
+(2 (E + 2) max|q||k| scale + 2 L + 40) u max|v| of the exact one, plus the rounding of the output: the error
+of a score enters the exponential as it is, the rest are two sums and their quotient (Higham, Accuracy and
+Stability of Numerical Algorithms, 3.1). That holds on AVX2, on AVX-512, and with float32 rows. With AMX and
+bfloat16 rows over a bfloat16 or int8 cache, weights are rounded to bfloat16 and their sum is that of the
+rounded ones: 2^-7 max|v| more. The int8 cache has the error stated in `cache`.
 
-Does not: run on other devices, or give gradients through a cache.
+Does not: run on other devices, or give gradients through a cache or through int8 keys.
 """
 
 # T packed tokens, S sequences, P pages per sequence, H heads, K kv heads, E head size, D = H * E, C = K * E
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from dataclasses import dataclass
@@ -25,9 +27,13 @@ from torch import Tensor
 from openhearth.errors import Unsupported
 from openhearth.kernels import recompute, select
 from openhearth.kernels.attention import reference
-from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.attention.cache import part_size
+from openhearth.kernels.attention.inputs import PLAIN, AttnInput, AttnOptions
 from openhearth.kernels.rope.reference import Rotation
 from openhearth.kernels.rows import as_rows
+
+CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+"""Numbers of native/cache.h."""
 
 
 @dataclass(frozen=True)
@@ -63,56 +69,82 @@ def plan_attention(attn: AttnInput) -> NativePlan:
     return NativePlan(attn, torch.tensor(starts), torch.tensor(lens, dtype=torch.int64), slots_T, pages_SP)
 
 
-def attend(plan: NativePlan, layer: int, q_TD: Tensor, k_TC: Tensor, v_TC: Tensor, rotation: Rotation, *,
-           isa: str | None = None) -> Tensor:
-    """As `reference.attend_turned`; all of one type, bfloat16 or float32, on the CPU.
+def attend(plan: NativePlan, layer: int, q_TD: Tensor, k_TC: Tensor, v_TC: Tensor, rotation: Rotation,
+           options: AttnOptions = PLAIN, *, isa: str | None = None) -> Tensor:
+    """As `reference.attend_turned`; rows of one type, bfloat16 or float32, on the CPU, over any cache.
 
-    Raises: UsageError for shapes and types; Unsupported for a gradient through a cache.
+    Raises: UsageError for shapes and types; Unsupported for a gradient through a cache or int8 keys.
     """
-    if plan.attn.cache is not None and torch.is_grad_enabled() and q_TD.requires_grad:
-        raise Unsupported("attention over a cache has no gradient", why="training runs without one",
-                          hint="wrap the call in torch.inference_mode()")
-    return recompute.call(functools.partial(_attend, plan, layer, rotation, isa),
-                          functools.partial(_attend_by_reference, plan.attn, rotation), q_TD, k_TC, v_TC)
+    sinks = () if options.sinks_H is None else (options.sinks_H,)
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (q_TD, k_TC, v_TC, *sinks)):
+        if plan.attn.cache is not None:
+            raise Unsupported("attention over a cache has no gradient", why="training runs without one",
+                              hint="wrap the call in torch.inference_mode()")
+        if plan.attn.kv_dtype == torch.int8:
+            raise Unsupported("int8 keys and values have no gradient", why="rounding to bytes has none",
+                              hint="train with a bfloat16 or float32 cache type")
+    return recompute.call(functools.partial(_attend, plan, layer, rotation, options, isa),
+                          functools.partial(_attend_by_reference, plan.attn, rotation, options),
+                          q_TD, k_TC, v_TC, *sinks)
 
 
-def _attend(plan: NativePlan, layer: int, rotation: Rotation, isa: str | None, q_TD: Tensor, k_TC: Tensor,
-            v_TC: Tensor) -> Tensor:
+def _attend(plan: NativePlan, layer: int, rotation: Rotation, options: AttnOptions, isa: str | None,
+            q_TD: Tensor, k_TC: Tensor, v_TC: Tensor, sinks_H: Tensor | None = None) -> Tensor:
     dtype, width, kv_width = q_TD.dtype, q_TD.shape[1], k_TC.shape[1]
-    cos_T1E, sin_T1E = rotation
-    head_dim = cos_T1E.shape[2]
-    assert cos_T1E.shape == sin_T1E.shape == (plan.attn.query_starts[-1], 1, head_dim)
-    assert cos_T1E.dtype == sin_T1E.dtype == torch.float32
-    assert cos_T1E.is_contiguous() and sin_T1E.is_contiguous()
-    assert head_dim % 2 == kv_width % head_dim == width % kv_width == 0
-    num_rows = cos_T1E.shape[0]
+    num_rows, rotary_dim = plan.attn.query_starts[-1], rotation.cos_T1E.shape[2]
+    head_dim = options.head_dim or rotary_dim
+    assert rotary_dim % 2 == kv_width % head_dim == width % kv_width == 0 and rotary_dim <= head_dim
+    cos, sin, positions = _rotation_addresses(rotation, num_rows, plan)
     q_TD, k_TC = as_rows(q_TD, dtype, num_rows, width), as_rows(k_TC, dtype, num_rows, kv_width)
     v_TC = as_rows(v_TC, dtype, num_rows, kv_width)
     turned_TD, out_TD = torch.empty(num_rows, width, dtype=dtype), torch.empty(num_rows, width, dtype=dtype)
-    cache = plan.attn.cache
+    num_heads, num_kv_heads, cache = width // head_dim, kv_width // head_dim, plan.attn.cache
     if cache is None:
-        keys, values = torch.empty(2, num_rows, kv_width, dtype=dtype)
+        cache_dtype = plan.attn.kv_dtype or dtype
+        size = part_size(head_dim, cache_dtype)
+        keys, values = torch.empty(2, num_rows, num_kv_heads, size, dtype=cache_dtype)
         pages = (0, 0, 0, 1)
     else:
-        keys, values = cache.keys[layer], cache.values[layer]
-        assert keys.dtype == values.dtype == dtype and keys.is_contiguous() and values.is_contiguous()
-        assert keys.shape[2:].numel() == kv_width
+        keys, values, cache_dtype = cache.keys[layer], cache.values[layer], cache.dtype
+        assert keys.dtype == values.dtype and keys.is_contiguous() and values.is_contiguous()
+        assert keys.shape[2:] == values.shape[2:] == (num_kv_heads, part_size(head_dim, cache_dtype))
         pages = (plan.slots_T.data_ptr(), plan.page_table_SP.data_ptr(), plan.page_table_SP.shape[1],
                  cache.page_size)
     slots, page_table, pages_per_sequence, page_size = pages
+    if sinks_H is not None:
+        assert sinks_H.shape == (num_heads,) and sinks_H.device.type == "cpu"
+        sinks_H = sinks_H.detach().to(torch.float32).contiguous()
     select.native().attend(
         select.isa_number(isa), q_TD.data_ptr(), k_TC.data_ptr(), v_TC.data_ptr(), q_TD.stride(0),
-        k_TC.stride(0), v_TC.stride(0), cos_T1E.data_ptr(), sin_T1E.data_ptr(), slots, turned_TD.data_ptr(),
+        k_TC.stride(0), v_TC.stride(0), cos, sin, positions, rotary_dim, slots, turned_TD.data_ptr(),
         keys.data_ptr(), values.data_ptr(), out_TD.data_ptr(), page_table, pages_per_sequence, page_size,
         plan.query_starts.data_ptr(), plan.context_lens_S.data_ptr(), len(plan.attn.context_lens), num_rows,
-        width // head_dim, kv_width // head_dim, head_dim, head_dim ** -0.5, dtype == torch.bfloat16)
+        num_heads, num_kv_heads, head_dim, options.scale or head_dim ** -0.5, options.soft_cap,
+        options.window, 0 if sinks_H is None else sinks_H.data_ptr(), dtype == torch.bfloat16,
+        CACHE_TYPES[cache_dtype])
     return out_TD
 
 
-def _attend_by_reference(attn: AttnInput, rotation: Rotation, q_TD: Tensor, k_TC: Tensor,
-                         v_TC: Tensor) -> Tensor:
+def _rotation_addresses(rotation: Rotation, num_rows: int, plan: NativePlan) -> tuple[int, int, int]:
+    """Where cosines, sines and positions lie; positions are 0 where every row has its own angles."""
+    cos_T1E, sin_T1E, positions_T = rotation
+    assert cos_T1E.shape == sin_T1E.shape and cos_T1E.shape[1] == 1
+    assert cos_T1E.dtype == sin_T1E.dtype == torch.float32
+    assert cos_T1E.is_contiguous() and sin_T1E.is_contiguous()
+    if positions_T is None:
+        assert cos_T1E.shape[0] == num_rows
+        return cos_T1E.data_ptr(), sin_T1E.data_ptr(), 0
+    assert positions_T.shape == (num_rows,) and positions_T.dtype == torch.int64
+    assert positions_T.is_contiguous()
+    assert cos_T1E.shape[0] >= max(plan.attn.context_lens, default=0), "a table holds every position"
+    return cos_T1E.data_ptr(), sin_T1E.data_ptr(), positions_T.data_ptr()
+
+
+def _attend_by_reference(attn: AttnInput, rotation: Rotation, options: AttnOptions, q_TD: Tensor,
+                         k_TC: Tensor, v_TC: Tensor, sinks_H: Tensor | None = None) -> Tensor:
+    options = dataclasses.replace(options, sinks_H=sinks_H)
     plan = reference.plan_attention(attn, dtype=q_TD.dtype, device=q_TD.device)
-    return reference.attend_turned(plan, 0, q_TD, k_TC, v_TC, rotation)
+    return reference.attend_turned(plan, 0, q_TD, k_TC, v_TC, rotation, options)
 
 
 def _is_inside(indices: Tensor, end: int) -> bool:

@@ -5,7 +5,7 @@ position * frequency[i]. Source: RoFormer, arXiv 2104.09864, section 3.4.2; the 
 that of Hugging Face checkpoints.
 """
 
-# T packed tokens, H heads, E head size, F = E / 2 frequencies
+# T packed tokens, P positions of a table, H heads, E numbers of a head that are turned, F = E / 2 frequencies
 
 from __future__ import annotations
 
@@ -17,16 +17,52 @@ from torch import Tensor
 
 from openhearth.spec import RopeSpec
 
+_FIRST_TABLE = 512
+
 
 class Rotation(NamedTuple):
     """Angles of a pack, ready for `apply_rope`.
 
     cos_T1E, sin_T1E: float32. The first half of sin is negated, so that one product with the heads
-    whose halves are swapped gives both members of every pair.
+    whose halves are swapped gives both members of every pair. positions_T: int64, the row of cos and
+    sin that belongs to each token, where these are tables [P, 1, E]; None: token t has row t.
     """
 
     cos_T1E: Tensor
     sin_T1E: Tensor
+    positions_T: Tensor | None = None
+
+    def of_tokens(self) -> Rotation:
+        """Return the same angles with a row of its own for each token."""
+        if self.positions_T is None:
+            return self
+        return Rotation(self.cos_T1E[self.positions_T], self.sin_T1E[self.positions_T])
+
+
+class RotationTable:
+    """Angles of all positions up to the largest seen, so that a step computes none.
+
+    The table doubles when a position lies beyond it, up to num_positions; its values are bitwise those of
+    `compute_rotation`. A rotation that was handed out stays valid when the table grows.
+    """
+
+    def __init__(self, rope: RopeSpec, inverse_frequencies_F: Tensor, num_positions: int) -> None:
+        self._rope = rope
+        self._frequencies_F = inverse_frequencies_F
+        self._num_positions = num_positions
+        self._table: Rotation | None = None
+
+    def rotation(self, positions_T: Tensor, end: int) -> Rotation:
+        """Return the angles of positions, int64 [T], all of them below end.
+
+        Positions beyond num_positions are possible; they only make the table larger.
+        """
+        if self._table is None or self._table.cos_T1E.shape[0] < end:
+            known = 0 if self._table is None else self._table.cos_T1E.shape[0]
+            size = max(end, min(max(_FIRST_TABLE, 2 * known), self._num_positions))
+            positions_P = torch.arange(size, device=self._frequencies_F.device)
+            self._table = compute_rotation(self._rope, self._frequencies_F, positions_P)
+        return Rotation(self._table.cos_T1E, self._table.sin_T1E, positions_T.contiguous())
 
 
 def inverse_frequencies(rope: RopeSpec, head_dim: int, factors_F: Tensor | None = None) -> Tensor:
@@ -68,14 +104,19 @@ def compute_rotation(rope: RopeSpec, inverse_frequencies_F: Tensor, positions_T:
     return Rotation(torch.cat((cos_TF, cos_TF), -1)[:, None], torch.cat((-sin_TF, sin_TF), -1)[:, None])
 
 
-def apply_rope(heads_THE: Tensor, rotation: Rotation) -> Tensor:
+def apply_rope(heads_THN: Tensor, rotation: Rotation) -> Tensor:
     """Return the heads turned by their positions, in the heads' own dtype, computed in float32.
 
     Two products and a sum, each rounded, as in transformers: float32 logits are then theirs bit for bit.
+    Numbers of a head beyond the E that have angles stay as they are (partial rotary embedding).
     """
-    heads_fp32_THE = heads_THE.float()
-    swapped_THE = heads_fp32_THE.roll(heads_THE.shape[-1] // 2, -1)
-    return (heads_fp32_THE * rotation.cos_T1E + swapped_THE * rotation.sin_T1E).to(heads_THE.dtype)
+    cos_T1E, sin_T1E, _ = rotation.of_tokens()
+    rotary_dim = cos_T1E.shape[-1]
+    heads_THE = heads_THN[..., :rotary_dim].float()
+    turned_THE = (heads_THE * cos_T1E + heads_THE.roll(rotary_dim // 2, -1) * sin_T1E).to(heads_THN.dtype)
+    if rotary_dim == heads_THN.shape[-1]:
+        return turned_THE
+    return torch.cat((turned_THE, heads_THN[..., rotary_dim:]), -1)
 
 
 def _exponents(head_dim: int, device: torch.device | str) -> Tensor:

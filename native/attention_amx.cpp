@@ -1,0 +1,589 @@
+// Attention with AMX, for bf16 rows over a bf16 or int8 cache. Includes no C++ library header, for the reason
+// given in linear_avx2.cpp.
+//
+// Lanes are query rows, as in attention_kernel.h: tiles hold S^T = K Q^T and O^T = V^T P^T, so that maximum
+// and sum over keys need no shuffles and keys are read as they lie; Q is transposed once per block of rows,
+// V once per block of rows and keys.
+//
+// Order of arithmetic of a row: spans of kSpan keys counted from position 0; in each, from nothing, blocks of
+// kKeyBlock keys. A score is a chain of tile steps of 32 numbers. Exponents are base 2, scores x scale x
+// log2(e); what a weight's exponent is taken from is the largest score so far, but only follows it when it has
+// grown by more than kSlack (a weight is then at most 2^kSlack): most blocks need no rescaling. Weights are
+// added in four sums by key mod 4 in float32, then rounded to bf16; an output number is a chain of tile steps
+// of 32 keys. Sums of spans are added up in ascending order. Keys that a row may not see, and those that pad
+// a block, weigh exactly 0, and adding them changes no sum.
+//
+// Error beside exact arithmetic on the same bf16 numbers: a weight is off by 2^-9 (its rounding) + 2^-18 (the
+// exponential), relatively, a score by the tile unit's float32 sums. Denormal numbers count as 0.
+#include <immintrin.h>
+
+#include "amx.h"
+#include "attention.h"
+#include "simd.h"
+#include "transpose.h"
+
+namespace hearth {
+namespace {
+
+constexpr float kSlack = 8.0f;
+constexpr float kLog2E = 1.44269504f;
+constexpr std::int64_t kTileFloats = 256;
+constexpr int kStepKeys = 32;     // keys of one tile step
+constexpr int kNumSteps = int(kKeyBlock) / kStepKeys;
+
+// Sums of one tile of rows: out_tiles tiles of 16 numbers x 16 rows, then maximum and sum per row.
+struct State {
+    float* out;
+    std::int64_t num_out;         // tiles
+    float* top() const { return out + num_out * kTileFloats; }
+    float* total() const { return top() + kTileRows; }
+    std::int64_t size() const { return num_out * kTileFloats + 2 * kTileRows; }
+    State at(std::int64_t tile) const { return {out + tile * size(), num_out}; }
+
+    void clear() const {
+        for (std::int64_t i = 0; i < size(); i += kWidth) store(out + i, zeros());
+        store(top(), all(-__builtin_inff()));
+    }
+};
+
+// One block of query rows and its working memory.
+struct Work {
+    const AttentionCall& call;
+    const QueryBlock& block;
+    std::int64_t padded, dim_steps, num_tiles;
+    char *q, *keys, *values, *weights;
+    float* scores;
+    State span, sum;
+    std::int32_t *first, *end;    // keys that each row sees
+    float log2_scale;
+};
+
+std::int64_t pad(std::int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
+State state_of(std::int64_t head_dim, float* at) { return {at, pad(head_dim) / 16}; }
+
+// The part of x above the whole number below it.
+inline Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+// 2^x; relative error below 2^-18, of the polynomial on [0, 1). 2^0 is 1.
+inline Vec exp2_of(Vec x) {
+    const Vec f = fraction(x);
+    Vec sum = fma(all(0.0134266848f), f, all(0.0522424728f));
+    sum = fma(sum, f, all(0.241280198f));
+    sum = fma(sum, f, all(0.693044841f));
+    return _mm512_scalef_ps(fma(sum, f, all(1.0f)), x);
+}
+
+// 2^x, whose upper half is its nearest bf16 number: half a unit of the last place is in the polynomial, which
+// lies in [1, 2), already. Relative error of the polynomial below 2^-13.
+inline __m512i weight_of(Vec x) {
+    const Vec f = fraction(x);
+    Vec sum = fma(all(0.07706704f), f, all(0.227645f));
+    sum = fma(sum, f, all(0.69511676f));
+    return _mm512_castps_si512(_mm512_scalef_ps(fma(sum, f, all(1.00390625f)), x));
+}
+
+// 0 where a row has seen no key yet: then everything it is taken from is -infinity and gives the weight 0.
+inline Vec shift_of(Vec top) { return choose(equal(top, all(-__builtin_inff())), zeros(), top); }
+
+void take_rows(Work& work) {
+    const AttentionCall& call = work.call;
+    const std::int64_t group = call.num_heads / call.num_kv_heads, s = work.block.sequence;
+    const std::int64_t first_query = call.query_starts[s];
+    const std::int64_t num_cached = call.context_lens[s] - (call.query_starts[s + 1] - first_query);
+    for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) {
+        const std::uint16_t* rows[kTileRows];
+        for (int r = 0; r < kTileRows; ++r) {
+            const std::int64_t inside = tile * kTileRows + r;
+            const std::int64_t row = work.block.row + (inside < work.block.num_rows ? inside : work.block.num_rows - 1);
+            rows[r] = static_cast<const std::uint16_t*>(call.q) + (first_query + row / group) * call.q_stride +
+                      (work.block.kv_head * group + row % group) * call.head_dim;
+            const std::int64_t end = num_cached + row / group + 1;
+            work.end[inside] = std::int32_t(end);
+            work.first[inside] = std::int32_t(call.window != 0 && end > call.window ? end - call.window : 0);
+        }
+        for (std::int64_t e = 0; e < work.padded; e += 32) {
+            const __mmask32 here = mask32(call.head_dim - e);
+            __m512i x[16];
+            for (int r = 0; r < kTileRows; ++r) x[r] = _mm512_maskz_loadu_epi16(here, rows[r] + e);
+            transpose(x);
+            char* const to = work.q + (tile * work.dim_steps + e / 32) * 1024;
+            for (int r = 0; r < 16; ++r) _mm512_store_si512(to + r * 64, x[r]);
+        }
+    }
+}
+
+// 32 numbers of a part from e on as bf16, `here` of them.
+inline __m512i numbers(const char* part, std::int64_t e, std::int64_t, __mmask32 here, std::uint16_t) {
+    return _mm512_maskz_loadu_epi16(here, part + e * 2);
+}
+inline __m512i numbers(const char* part, std::int64_t e, std::int64_t head_dim, __mmask32 here, std::int8_t) {
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, part + head_dim + e / kScaleGroup * 2, 2);
+    const __m512 scale = all(to_float(bits));
+    const __m256i bytes = _mm256_maskz_loadu_epi8(here, part + e);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    const __m512i pair = (__m512i)_mm512_cvtne2ps_pbh(mul(high, scale), mul(low, scale));
+    return _mm512_maskz_mov_epi16(here, pair);  // a scale of NaN must not reach the padding
+}
+
+// Where the parts of a block's keys and values begin.
+struct Parts {
+    std::int64_t offset[kKeyBlock];  // bytes
+    int count, padded_count;         // rounded up to tile steps
+};
+
+void find_parts(const Work& work, std::int64_t start, std::int64_t end, std::int64_t size, Parts& parts) {
+    const AttentionCall& call = work.call;
+    const std::int64_t row_bytes = size * call.num_kv_heads;
+    const std::int64_t left = end - start;
+    parts.count = int(left < kKeyBlock ? left : kKeyBlock);
+    parts.padded_count = (parts.count + kStepKeys - 1) / kStepKeys * kStepKeys;
+    if (call.page_table == nullptr) {
+        const std::int64_t first = call.query_starts[work.block.sequence] + start;
+        for (int j = 0; j < parts.count; ++j) parts.offset[j] = (first + j) * row_bytes + work.block.kv_head * size;
+        return;
+    }
+    const std::int64_t* page = call.page_table + work.block.sequence * call.pages_per_sequence + start / call.page_size;
+    std::int64_t inside = start % call.page_size;
+    for (int j = 0; j < parts.count; ++j) {
+        parts.offset[j] = (*page * call.page_size + inside) * row_bytes + work.block.kv_head * size;
+        if (++inside == call.page_size) {
+            inside = 0;
+            ++page;
+        }
+    }
+}
+
+// Keys as rows of bf16, padded with zeros.
+template <typename C>
+void take_keys(const Work& work, const Parts& parts) {
+    const std::int64_t head_dim = work.call.head_dim;
+    const char* const k = static_cast<const char*>(work.call.k);
+    for (std::int64_t e = 0; e < work.padded; e += 32) {
+        const __mmask32 here = mask32(head_dim - e);
+        char* to = work.keys + e * 2;
+        for (int j = 0; j < parts.padded_count; ++j, to += work.padded * 2) {
+            const __m512i x = j < parts.count ? numbers(k + parts.offset[j], e, head_dim, here, C{}) : _mm512_setzero_si512();
+            _mm512_store_si512(to, x);
+        }
+    }
+}
+
+// Values as tiles of 16 numbers x 32 keys. Returns whether some are not finite, which matters at an edge only.
+template <typename C, bool is_edge>
+bool take_values(const Work& work, const Parts& parts) {
+    const std::int64_t head_dim = work.call.head_dim;
+    const char* const v = static_cast<const char*>(work.call.v);
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 strange = 0;
+    for (int step = 0; step * kStepKeys < parts.padded_count; ++step) {
+        for (std::int64_t e = 0; e < work.padded; e += 32) {
+            const __mmask32 here = mask32(head_dim - e);
+            __m512i low[16], high[16];
+            for (int pair = 0; pair < 16; ++pair) {
+                __m512i x[2];
+                for (int i = 0; i < 2; ++i) {
+                    const int j = step * kStepKeys + 2 * pair + i;
+                    x[i] = j < parts.count ? numbers(v + parts.offset[j], e, head_dim, here, C{}) : _mm512_setzero_si512();
+                    if (is_edge) strange |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x[i], exponent), exponent);
+                }
+                low[pair] = _mm512_unpacklo_epi16(x[0], x[1]);
+                high[pair] = _mm512_unpackhi_epi16(x[0], x[1]);
+            }
+            transpose(low);
+            transpose(high);
+            // Unpacking took numbers 8 i + 0 .. 3 low and 8 i + 4 .. 7 high, for i = 0 .. 3.
+            char* const to = work.values + (e / 16 * kNumSteps + step) * 1024;
+            for (int n = 0; n < 16; ++n) {
+                const int number = n / 4 * 8 + n % 4;
+                char* const tile = to + number / 16 * kNumSteps * 1024;
+                _mm512_store_si512(tile + number % 16 * 64, low[n]);
+                _mm512_store_si512(tile + (number % 16 + 4) * 64, high[n]);
+            }
+        }
+    }
+    return strange != 0;
+}
+
+// Scores of 32 keys with one or two tiles of rows, into tiles 0 to 3.
+template <bool is_two>
+inline void score(const Work& work, std::int64_t tile, int key) {
+    const std::int64_t stride = work.padded * 2;
+    const char* const k = work.keys + key * stride;
+    const char* const q = work.q + tile * work.dim_steps * 1024;
+    finish_stores();
+    _tile_zero(0);
+    _tile_zero(1);
+    if (is_two) {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (std::int64_t step = 0; step < work.dim_steps; ++step) {
+        _tile_loadd(4, k + step * 64, stride);
+        _tile_loadd(6, q + step * 1024, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, k + 16 * stride + step * 64, stride);
+        _tile_dpbf16ps(1, 5, 6);
+        if (is_two) {
+            _tile_loadd(7, q + (work.dim_steps + step) * 1024, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    finish_stores();
+}
+
+// Writes tiles 0 and 1, and 2 and 3 at some distance.
+template <bool is_two>
+inline void store_tiles(float* to, std::int64_t distance) {
+    finish_stores();
+    _tile_stored(0, to, 64);
+    _tile_stored(1, to + kTileFloats, 64);
+    if (is_two) {
+        _tile_stored(2, to + distance, 64);
+        _tile_stored(3, to + distance + kTileFloats, 64);
+    }
+    finish_stores();
+}
+
+// cap * tanh(score * scale / cap), times log2(e).
+inline Vec capped(Vec s, float scale, float cap) {
+    const Vec x = mul(s, all(scale / cap)), z = exp_of_negative(mul(negative_size(x), all(2.0f)));
+    const Vec size = div(sub(all(1.0f), z), add(all(1.0f), z));
+    return mul(choose(less(x, zeros()), sub(zeros(), size), size), all(cap * kLog2E));
+}
+
+// Caps scores, and hides keys [start, start + count) from the rows that may not see them.
+void prepare(const Work& work, float* scores, std::int64_t tile, std::int64_t start, int count, bool is_edge) {
+    const __m512i first = _mm512_loadu_si512(work.first + tile * kTileRows);
+    const __m512i end = _mm512_loadu_si512(work.end + tile * kTileRows);
+    for (int j = 0; j < count; ++j) {
+        Vec s = load(scores + j * kWidth);
+        if (work.call.soft_cap != 0) s = capped(s, work.call.scale, work.call.soft_cap);
+        if (is_edge) {
+            const __m512i key = _mm512_set1_epi32(int(start) + j);
+            const Lanes sees = _mm512_cmpgt_epi32_mask(end, key) & _mm512_cmple_epi32_mask(first, key);
+            s = choose(sees, s, all(-__builtin_inff()));
+        }
+        store(scores + j * kWidth, s);
+    }
+}
+
+// Lets a tile's maximum follow its scores and rescales its sums by that; returns what exponents start from.
+inline Vec follow(const Work& work, const float* scores, const State& state, int count) {
+    Vec tops[4];
+    for (int i = 0; i < 4; ++i) tops[i] = load(scores + i * kWidth);
+    for (int j = 4; j < count; j += 4) {
+        for (int i = 0; i < 4; ++i) tops[i] = max_or_second(load(scores + (j + i) * kWidth), tops[i]);
+    }
+    Vec top = all(-__builtin_inff());
+    for (int i = 0; i < 4; ++i) top = max_or_second(tops[i], top);
+    top = mul(top, all(work.log2_scale));
+    const Vec old = load(state.top());
+    const Lanes grows = less(add(old, all(kSlack)), top);
+    if (grows == 0) return sub(zeros(), shift_of(old));
+    top = choose(grows, top, old);
+    const Vec shift = shift_of(top), factor = exp2_of(sub(old, shift));
+    store(state.top(), top);
+    store(state.total(), mul(load(state.total()), factor));
+    for (std::int64_t i = 0; i < state.num_out * kTileFloats; i += kWidth) {
+        store(state.out + i, mul(load(state.out + i), factor));
+    }
+    return sub(zeros(), shift);
+}
+
+// Scores of 32 keys become bf16 weights, two keys side by side, and what they have become joins the sums.
+inline void weigh(const float* scores, Vec scale, Vec shift, Vec (&sums)[4], char* weights) {
+    const __m512i ones = _mm512_set1_epi32(0x3f803f80);
+#pragma GCC unroll 16
+    for (int j = 0; j < kStepKeys; j += 2) {
+        const __m512i first = weight_of(fma(load(scores + j * kWidth), scale, shift));
+        const __m512i second = weight_of(fma(load(scores + (j + 1) * kWidth), scale, shift));
+        const __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(first, 16), second);
+        Vec& sum = sums[j / 2 % 4];
+        sum = _mm512_dpbf16_ps(sum, (__m512bh)both, (__m512bh)ones);
+        _mm512_store_si512(weights + j * 32, both);
+    }
+}
+
+// Adds weights x values to two tiles of numbers of one or two tiles of rows, which become tiles 0 to 3.
+template <bool is_two>
+inline void gather(const char* values, const char* weights, const float* out, std::int64_t distance, int num_steps) {
+    finish_stores();
+    _tile_loadd(0, out, 64);
+    _tile_loadd(1, out + kTileFloats, 64);
+    if (is_two) {
+        _tile_loadd(2, out + distance, 64);
+        _tile_loadd(3, out + distance + kTileFloats, 64);
+    }
+    for (int step = 0; step < num_steps; ++step) {
+        _tile_loadd(4, values + step * 1024, 64);
+        _tile_loadd(6, weights + step * 1024, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(5, values + (kNumSteps + step) * 1024, 64);
+        _tile_dpbf16ps(1, 5, 6);
+        if (is_two) {
+            _tile_loadd(7, weights + (kNumSteps + step) * 1024, 64);
+            _tile_dpbf16ps(2, 4, 7);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    finish_stores();
+}
+
+// As gather for one tile of rows, where a row's weight 0 may meet a NaN or infinity that the row must not see:
+// every row has values of its own, zero where it sees no key.
+void gather_apart(const Work& work, std::int64_t tile, std::int64_t start, const char* weights, int num_steps) {
+    const State state = work.span.at(tile);
+    alignas(64) char seen[2 * kNumSteps * 1024];
+    alignas(64) float found[2 * kTileFloats];
+    for (std::int64_t n = 0; n < state.num_out; n += 2) {
+        for (int r = 0; r < kTileRows; ++r) {
+            const std::int64_t first = work.first[tile * kTileRows + r] - start, end = work.end[tile * kTileRows + r] - start;
+            for (int line = 0; line < 2 * kNumSteps * 16; ++line) {
+                const int key = line / 16 % kNumSteps * kStepKeys;
+                const __mmask32 sees = mask32(end - key) & ~mask32(first - key);
+                const char* const from = work.values + n * kNumSteps * 1024 + line * 64;
+                _mm512_store_si512(seen + line * 64, _mm512_maskz_loadu_epi16(sees, from));
+            }
+            __builtin_memcpy(found, state.out + n * kTileFloats, sizeof found);
+            gather<false>(seen, weights, found, 0, num_steps);
+            store_tiles<false>(found, 0);
+            for (int i = 0; i < 2 * kTileRows; ++i) {
+                state.out[n * kTileFloats + i * kWidth + r] = found[i * kWidth + r];
+            }
+        }
+    }
+}
+
+// One or two tiles of rows on their way through a block of keys.
+struct Stage {
+    std::int64_t tile;
+    int count;                    // keys, whole tile steps
+    bool is_edge;                 // not every row sees every key
+    float* scores;
+    char* weights;
+};
+
+// A block of keys for all rows. Tile products of a stage's neighbours are begun before each part of its vector
+// work and written after it, so that neither waits: the scores of the next stage, the values of the last.
+template <bool is_two>
+struct Passage {
+    static constexpr int kTiles = is_two ? 2 : 1;
+    static constexpr std::int64_t kScores = kKeyBlock * kWidth, kWeights = kNumSteps * 1024;  // of one tile
+
+    const Work& work;
+    std::int64_t start;
+    int num_keys;
+    bool has_strange;             // some value is not finite, and some row may not see it
+
+    Stage stage_of(std::int64_t tile) const {
+        const std::int64_t row = tile * kTileRows, last = row + kTiles * kTileRows - 1;
+        const std::int64_t seen = (work.end[last] - start + kStepKeys - 1) / kStepKeys * kStepKeys;
+        const int count = int(seen < num_keys ? seen : num_keys), side = int(tile / kTiles % 2);
+        return Stage{tile, count, start + count > work.end[row] || start < work.first[last],
+                     work.scores + side * 2 * kScores, work.weights + side * 2 * kWeights};
+    }
+
+    void begin_scores(const Stage& stage, int step) const {
+        if (step * kStepKeys < stage.count) score<is_two>(work, stage.tile, step * kStepKeys);
+    }
+    void end_scores(const Stage& stage, int step) const {
+        if (step * kStepKeys < stage.count) store_tiles<is_two>(stage.scores + step * kStepKeys * kWidth, kScores);
+    }
+
+    // Tiles of numbers that are computed between vector work.
+    std::int64_t num_between() const { return work.span.num_out < 2 * kNumSteps ? work.span.num_out : 2 * kNumSteps; }
+    void begin_values(const Stage& stage, std::int64_t n) const {
+        if (has_strange && stage.is_edge) return;
+        const State state = work.span.at(stage.tile);
+        gather<is_two>(work.values + n * kNumSteps * 1024, stage.weights, state.out + n * kTileFloats, state.size(),
+                       stage.count / kStepKeys);
+    }
+    void end_values(const Stage& stage, std::int64_t n) const {
+        if (has_strange && stage.is_edge) return;
+        const State state = work.span.at(stage.tile);
+        store_tiles<is_two>(state.out + n * kTileFloats, state.size());
+    }
+    void add_rest(const Stage& stage, std::int64_t n) const {
+        for (; n < work.span.num_out; n += 2) {
+            begin_values(stage, n);
+            end_values(stage, n);
+        }
+        if (!has_strange || !stage.is_edge) return;
+        for (int i = 0; i < kTiles; ++i) {
+            gather_apart(work, stage.tile + i, start, stage.weights + i * kWeights, stage.count / kStepKeys);
+        }
+    }
+
+    void run() const {
+        std::int64_t tile = 0, end = work.num_tiles;
+        while (tile < end && work.end[(tile + kTiles) * kTileRows - 1] <= start) tile += kTiles;
+        while (end > tile && work.first[(end - kTiles) * kTileRows] >= start + kKeyBlock) end -= kTiles;
+        if (tile == end) return;
+        const Vec scale = all(work.log2_scale);
+        const std::int64_t most = num_between();
+        Stage last{}, now = stage_of(tile), next{};  // without keys at first: nothing is computed
+        for (int step = 0; step < kNumSteps; ++step) {
+            begin_scores(now, step);
+            end_scores(now, step);
+        }
+        for (; tile < end; tile += kTiles) {
+            next = tile + kTiles < end ? stage_of(tile + kTiles) : Stage{};
+            for (int i = 0; i < kTiles; ++i) {
+                float* const scores = now.scores + i * kScores;
+                char* const weights = now.weights + i * kWeights;
+                const State state = work.span.at(tile + i);
+                if (now.is_edge || work.call.soft_cap != 0) prepare(work, scores, tile + i, start, now.count, now.is_edge);
+                const Vec shift = follow(work, scores, state, now.count);
+                Vec sums[4] = {zeros(), zeros(), zeros(), zeros()};
+                for (int step = 0; step < kNumSteps; ++step) {
+                    const bool has_values = i == 1 && last.count != 0 && 2 * step < most;
+                    if (i == 0) begin_scores(next, step);
+                    if (has_values) begin_values(last, 2 * step);
+                    if (step * kStepKeys < now.count) {
+                        weigh(scores + step * kStepKeys * kWidth, scale, shift, sums, weights + step * 1024);
+                    }
+                    if (i == 0) end_scores(next, step);
+                    if (has_values) end_values(last, 2 * step);
+                }
+                store(state.total(), add(load(state.total()), add(add(sums[0], sums[1]), add(sums[2], sums[3]))));
+            }
+            if (last.count != 0) add_rest(last, is_two ? most : 0);
+            last = now;
+            now = next;
+        }
+        add_rest(last, 0);
+    }
+};
+
+// Adds the sums of one more span to those before it.
+void add_span(const State& sum, const State& span) {
+    const Vec old = load(sum.top()), other = load(span.top());
+    const Vec top = max_or_second(old, other), shift = shift_of(top);
+    const Vec old_share = exp2_of(sub(old, shift)), share = exp2_of(sub(other, shift));
+    store(sum.top(), top);
+    store(sum.total(), fma(load(span.total()), share, mul(load(sum.total()), old_share)));
+    for (std::int64_t i = 0; i < sum.num_out * kTileFloats; i += kWidth) {
+        store(sum.out + i, fma(load(span.out + i), share, mul(load(sum.out + i), old_share)));
+    }
+}
+
+// Divides a tile's sums and writes its rows.
+void write_rows(const AttentionCall& call, const QueryBlock& block, std::int64_t tile, const State& sum) {
+    const std::int64_t group = call.num_heads / call.num_kv_heads, row = block.row + tile * kTileRows;
+    const std::int64_t left = block.row + block.num_rows - row;
+    std::uint16_t* rows[kTileRows];
+    float sinks[kTileRows];
+    for (int r = 0; r < kTileRows; ++r) {
+        const std::int64_t here = row + (r < left ? r : left - 1), head = block.kv_head * group + here % group;
+        rows[r] = static_cast<std::uint16_t*>(call.out) +
+                  ((call.query_starts[block.sequence] + here / group) * call.num_heads + head) * call.head_dim;
+        sinks[r] = call.sinks != nullptr ? call.sinks[head] * kLog2E : 0.0f;
+    }
+    Vec share = all(1.0f), total = load(sum.total());
+    if (call.sinks != nullptr) {
+        const Vec sink = load(sinks), old = load(sum.top()), shift = shift_of(max_or_second(old, sink));
+        share = exp2_of(sub(old, shift));
+        total = fma(total, share, exp2_of(sub(sink, shift)));
+    }
+    share = div(share, total);
+    for (std::int64_t n = 0; n < sum.num_out; ++n) {
+        const Lanes here = Lanes(mask32(call.head_dim - n * 16));
+        __m512i x[16];
+        for (int i = 0; i < 16; ++i) {
+            // + 0: a zero has no sign that padding could have changed
+            x[i] = _mm512_castps_si512(fma(load(sum.out + n * kTileFloats + i * kWidth), share, zeros()));
+        }
+        transpose(x);
+        for (int r = 0; r < kTileRows && r < left; ++r) {
+            _mm256_mask_storeu_epi16(rows[r] + n * 16, here, (__m256i)_mm512_cvtneps_pbh(_mm512_castsi512_ps(x[r])));
+        }
+    }
+}
+
+template <typename C>
+__attribute__((noinline)) void attend(Work& work, std::int64_t part_size) {
+    const AttentionCall& call = work.call;
+    const KeyRange range = keys_of(call, work.block);
+    const bool is_partial = work.block.partial != nullptr;
+    const std::int64_t least_end = work.end[0], greatest_first = work.first[work.num_tiles * kTileRows - 1];
+    std::int64_t span = is_partial ? work.block.span * kSpan : range.first / kSpan * kSpan;
+    const std::int64_t last = is_partial && span + kSpan < range.end ? span + kSpan : range.end;
+    for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) work.sum.at(tile).clear();
+    for (; span < last; span += kSpan) {
+        for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) work.span.at(tile).clear();
+        const std::int64_t span_end = span + kSpan < last ? span + kSpan : last;
+        std::int64_t start = range.first / kKeyBlock * kKeyBlock;
+        for (start = start > span ? start : span; start < span_end; start += kKeyBlock) {
+            Parts parts;
+            find_parts(work, start, range.end, part_size, parts);
+            take_keys<C>(work, parts);
+            const bool is_edge = start + kKeyBlock > least_end || start < greatest_first;
+            const bool has_strange = is_edge ? take_values<C, true>(work, parts) : take_values<C, false>(work, parts);
+            if (work.num_tiles > 1) {
+                Passage<true>{work, start, parts.padded_count, has_strange}.run();
+            } else {
+                Passage<false>{work, start, parts.padded_count, has_strange}.run();
+            }
+        }
+        if (is_partial) return;
+        for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) add_span(work.sum.at(tile), work.span.at(tile));
+    }
+    for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) write_rows(call, work.block, tile, work.sum.at(tile));
+}
+
+}  // namespace
+
+std::int64_t attention_partial_amx(std::int64_t head_dim) { return state_of(head_dim, nullptr).size(); }
+
+std::int64_t attention_scratch_amx(std::int64_t head_dim) {
+    const std::int64_t padded = pad(head_dim), num_tiles = kMaxAmxRows / kTileRows;
+    return num_tiles * padded * 8 + kKeyBlock * padded + 2 * num_tiles * attention_partial_amx(head_dim) +
+           4 * kKeyBlock * kWidth + 4 * kNumSteps * 256 + 2 * kMaxAmxRows;
+}
+
+void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch) {
+    const TileSession tiles;
+    const std::int64_t padded = pad(call.head_dim), num_tiles = attention_tiles_amx(block.num_rows);
+    Work work{call, block, padded, padded / 32, num_tiles, nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}, nullptr,
+              nullptr, call.soft_cap != 0 ? 1.0f : call.scale * kLog2E};
+    float* at = scratch;
+    const auto take = [&at](std::int64_t floats) {
+        float* const here = at;
+        at += floats;
+        return here;
+    };
+    work.q = reinterpret_cast<char*>(take(num_tiles * padded * 8));
+    work.keys = reinterpret_cast<char*>(take(kKeyBlock * padded / 2));
+    work.values = reinterpret_cast<char*>(take(kKeyBlock * padded / 2));
+    work.weights = reinterpret_cast<char*>(take(4 * kNumSteps * 256));
+    work.scores = take(4 * kKeyBlock * kWidth);
+    work.first = reinterpret_cast<std::int32_t*>(take(num_tiles * kTileRows));
+    work.end = reinterpret_cast<std::int32_t*>(take(num_tiles * kTileRows));
+    work.sum = state_of(call.head_dim, take(num_tiles * attention_partial_amx(call.head_dim)));
+    const auto span = block.partial != nullptr ? block.partial : take(num_tiles * attention_partial_amx(call.head_dim));
+    work.span = state_of(call.head_dim, span);
+    take_rows(work);
+    const std::int64_t part_size = part_bytes(call.head_dim, call.cache);
+    if (call.cache == Cache::int8) {
+        attend<std::int8_t>(work, part_size);
+    } else {
+        attend<std::uint16_t>(work, part_size);
+    }
+}
+
+void attention_finish_amx(const AttentionCall& call, const QueryBlock& block, std::int64_t num_spans) {
+    const FlushDenormals flush;
+    const State first = state_of(call.head_dim, block.partial);
+    const std::int64_t num_tiles = attention_tiles_amx(block.num_rows);
+    for (std::int64_t tile = 0; tile < num_tiles; ++tile) {
+        for (std::int64_t span = 1; span < num_spans; ++span) {
+            add_span(first.at(tile), first.at(span * num_tiles + tile));
+        }
+        write_rows(call, block, tile, first.at(tile));
+    }
+}
+
+}  // namespace hearth
