@@ -1,0 +1,181 @@
+// Working memory of the AMX attention kernel, and how rows, keys and values get into its tiles. Included only
+// by attention_amx.cpp.
+#pragma once
+
+#include "amx.h"
+#include "attention.h"
+#include "simd.h"
+#include "transpose.h"
+
+namespace hearth {
+namespace {
+
+constexpr std::int64_t kTileFloats = 256;
+constexpr int kStepKeys = 32;     // keys of one tile step
+constexpr int kNumSteps = int(kKeyBlock) / kStepKeys;
+
+// Sums of one tile of rows: out_tiles tiles of 16 numbers x 16 rows, then maximum and sum per row.
+struct State {
+    float* out;
+    std::int64_t num_out;         // tiles
+    float* top() const { return out + num_out * kTileFloats; }
+    float* total() const { return top() + kTileRows; }
+    std::int64_t size() const { return num_out * kTileFloats + 2 * kTileRows; }
+    State at(std::int64_t tile) const { return {out + tile * size(), num_out}; }
+
+    void clear() const {
+        for (std::int64_t i = 0; i < size(); i += kWidth) store(out + i, zeros());
+        store(top(), all(-__builtin_inff()));
+    }
+};
+
+// One block of query rows and its working memory.
+struct Work {
+    const AttentionCall& call;
+    const QueryBlock& block;
+    std::int64_t padded, dim_steps, num_tiles;
+    char *q, *keys, *values, *weights;
+    float* scores;
+    State span, sum;
+    std::int32_t *first, *end;    // keys that each row sees
+    float log2_scale;
+};
+
+std::int64_t pad(std::int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
+State state_of(std::int64_t head_dim, float* at) { return {at, pad(head_dim) / 16}; }
+
+void take_rows(Work& work) {
+    const AttentionCall& call = work.call;
+    const std::int64_t group = call.num_heads / call.num_kv_heads, s = work.block.sequence;
+    const std::int64_t first_query = call.query_starts[s];
+    const std::int64_t num_cached = call.context_lens[s] - (call.query_starts[s + 1] - first_query);
+    for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) {
+        const std::uint16_t* rows[kTileRows];
+        for (int r = 0; r < kTileRows; ++r) {
+            const std::int64_t inside = tile * kTileRows + r;
+            const std::int64_t row = work.block.row + (inside < work.block.num_rows ? inside : work.block.num_rows - 1);
+            rows[r] = static_cast<const std::uint16_t*>(call.q) + (first_query + row / group) * call.q_stride +
+                      (work.block.kv_head * group + row % group) * call.head_dim;
+            const std::int64_t end = num_cached + row / group + 1;
+            work.end[inside] = std::int32_t(end);
+            work.first[inside] = std::int32_t(call.window != 0 && end > call.window ? end - call.window : 0);
+        }
+        for (std::int64_t e = 0; e < work.padded; e += 32) {
+            const __mmask32 here = mask32(call.head_dim - e);
+            __m512i x[16];
+            for (int r = 0; r < kTileRows; ++r) x[r] = _mm512_maskz_loadu_epi16(here, rows[r] + e);
+            transpose(x);
+            char* const to = work.q + (tile * work.dim_steps + e / 32) * 1024;
+            for (int r = 0; r < 16; ++r) _mm512_store_si512(to + r * 64, x[r]);
+        }
+    }
+}
+
+// 32 numbers of a part from e on as bf16, `here` of them.
+inline __m512i numbers(const char* part, std::int64_t e, std::int64_t, __mmask32 here, std::uint16_t) {
+    return _mm512_maskz_loadu_epi16(here, part + e * 2);
+}
+inline __m512i numbers(const char* part, std::int64_t e, std::int64_t head_dim, __mmask32 here, std::int8_t) {
+    std::uint16_t bits;
+    __builtin_memcpy(&bits, part + head_dim + e / kScaleGroup * 2, 2);
+    const __m512 scale = all(to_float(bits));
+    const __m256i bytes = _mm256_maskz_loadu_epi8(here, part + e);
+    const __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+    const __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    const __m512i pair = (__m512i)_mm512_cvtne2ps_pbh(mul(high, scale), mul(low, scale));
+    return _mm512_maskz_mov_epi16(here, pair);  // a scale of NaN must not reach the padding
+}
+
+// Where the parts of a block's keys and values begin.
+struct Parts {
+    std::int64_t offset[kKeyBlock];  // bytes
+    int count, padded_count;         // rounded up to tile steps
+};
+
+void find_parts(const Work& work, std::int64_t start, std::int64_t end, std::int64_t size, Parts& parts) {
+    const AttentionCall& call = work.call;
+    const std::int64_t row_bytes = size * call.num_kv_heads;
+    const std::int64_t left = end - start;
+    parts.count = int(left < kKeyBlock ? left : kKeyBlock);
+    parts.padded_count = (parts.count + kStepKeys - 1) / kStepKeys * kStepKeys;
+    if (call.page_table == nullptr) {
+        const std::int64_t first = call.query_starts[work.block.sequence] + start;
+        for (int j = 0; j < parts.count; ++j) parts.offset[j] = (first + j) * row_bytes + work.block.kv_head * size;
+        return;
+    }
+    const std::int64_t* page = call.page_table + work.block.sequence * call.pages_per_sequence + start / call.page_size;
+    std::int64_t inside = start % call.page_size;
+    for (int j = 0; j < parts.count; ++j) {
+        parts.offset[j] = (*page * call.page_size + inside) * row_bytes + work.block.kv_head * size;
+        if (++inside == call.page_size) {
+            inside = 0;
+            ++page;
+        }
+    }
+}
+
+// Asks for the lines of a block's keys and values. Few rows compute faster than memory answers.
+inline void fetch_parts(const Work& work, const Parts& parts, std::int64_t size) {
+    for (int j = 0; j < parts.count; ++j) {
+        for (std::int64_t byte = 0; byte < size; byte += 64) {
+            _mm_prefetch(static_cast<const char*>(work.call.k) + parts.offset[j] + byte, _MM_HINT_T0);
+            _mm_prefetch(static_cast<const char*>(work.call.v) + parts.offset[j] + byte, _MM_HINT_T0);
+        }
+    }
+}
+
+// Keys as rows of bf16, padded with zeros.
+template <typename C>
+void take_keys(const Work& work, const Parts& parts) {
+    const std::int64_t head_dim = work.call.head_dim;
+    const char* const k = static_cast<const char*>(work.call.k);
+    for (std::int64_t e = 0; e < work.padded; e += 32) {
+        const __mmask32 here = mask32(head_dim - e);
+        char* to = work.keys + e * 2;
+        for (int j = 0; j < parts.padded_count; ++j, to += work.padded * 2) {
+            const __m512i x =
+                j < parts.count ? numbers(k + parts.offset[j], e, head_dim, here, C{}) : _mm512_setzero_si512();
+            _mm512_store_si512(to, x);
+        }
+    }
+}
+
+// Values as tiles of 16 numbers x 32 keys. Returns whether some are not finite, which matters at an edge only.
+template <typename C, bool is_edge>
+bool take_values(const Work& work, const Parts& parts) {
+    const std::int64_t head_dim = work.call.head_dim;
+    const char* const v = static_cast<const char*>(work.call.v);
+    const __m512i exponent = _mm512_set1_epi16(0x7f80);
+    __mmask32 strange = 0;
+    for (int step = 0; step * kStepKeys < parts.padded_count; ++step) {
+        for (std::int64_t e = 0; e < work.padded; e += 32) {
+            const __mmask32 here = mask32(head_dim - e);
+            __m512i low[16], high[16];
+            for (int pair = 0; pair < 16; ++pair) {
+                __m512i x[2];
+                for (int i = 0; i < 2; ++i) {
+                    const int j = step * kStepKeys + 2 * pair + i;
+                    x[i] = j < parts.count ? numbers(v + parts.offset[j], e, head_dim, here, C{})
+                                           : _mm512_setzero_si512();
+                    if (is_edge) strange |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x[i], exponent), exponent);
+                }
+                low[pair] = _mm512_unpacklo_epi16(x[0], x[1]);
+                high[pair] = _mm512_unpackhi_epi16(x[0], x[1]);
+            }
+            transpose(low);
+            transpose(high);
+            // Unpacking took numbers 8 i + 0 .. 3 low and 8 i + 4 .. 7 high, for i = 0 .. 3.
+            char* const to = work.values + (e / 16 * kNumSteps + step) * 1024;
+            for (int n = 0; n < 16; ++n) {
+                const int number = n / 4 * 8 + n % 4;
+                char* const tile = to + number / 16 * kNumSteps * 1024;
+                _mm512_store_si512(tile + number % 16 * 64, low[n]);
+                _mm512_store_si512(tile + (number % 16 + 4) * 64, high[n]);
+            }
+        }
+    }
+    return strange != 0;
+}
+
+}  // namespace
+}  // namespace hearth
