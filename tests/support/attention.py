@@ -8,7 +8,7 @@ import torch
 from openhearth.kernels.attention import native
 from openhearth.kernels.attention.cache import part_size
 from openhearth.kernels.attention.inputs import PLAIN, AttnInput, KvCache
-from openhearth.kernels.rope import compute_rotation, inverse_frequencies
+from openhearth.kernels.rope.reference import compute_rotation, inverse_frequencies
 from openhearth.spec import RopeSpec
 
 

@@ -10,7 +10,7 @@ from openhearth.kernels import select
 from openhearth.kernels.attention import cache as kv_cache
 from openhearth.kernels.attention import native, reference
 from openhearth.kernels.attention.inputs import AttnInput, AttnOptions
-from openhearth.kernels.rope import RotationTable, inverse_frequencies
+from openhearth.kernels.rope.reference import RotationTable, inverse_frequencies
 from openhearth.spec import RopeSpec
 
 BF16, F32, INT8 = torch.bfloat16, torch.float32, torch.int8

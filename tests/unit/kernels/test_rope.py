@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openhearth.kernels.rope import RotationTable, apply_rope, compute_rotation, inverse_frequencies
+from openhearth.kernels.rope.reference import RotationTable, apply_rope, compute_rotation, inverse_frequencies
 from openhearth.spec import RopeSpec
 
 
