@@ -69,7 +69,8 @@ def command(
              "frequency_penalty": frequency_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
              "max_tokens": max_tokens, "num_logprobs": top_logprobs or None}
     run = _Run(model, {name: value for name, value in given.items() if value is not None},
-               LoadSettings(dtype, weights, context, threads, cache), is_quiet=quiet, is_verbose=verbose or json)
+               LoadSettings(dtype, weights, context, threads, cache), is_quiet=quiet,
+               is_verbose=verbose or json)
     if prompt is None:
         if raw or json or logprobs or top_logprobs:
             raise UsageError("there is no prompt", why="--raw, --json and --logprobs need one",

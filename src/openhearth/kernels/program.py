@@ -221,8 +221,8 @@ class Recorder:
 class Program:
     """A recorded forward. Belongs to one caller at a time, like the cache it writes to."""
 
-    def __init__(self, native: object, steps: tuple[Step, ...], rotations: tuple[RotationTable, ...], cache: KvCache,
-                 num_tokens: int, out: Traced, kept: tuple[object, ...]) -> None:
+    def __init__(self, native: object, steps: tuple[Step, ...], rotations: tuple[RotationTable, ...],
+                 cache: KvCache, num_tokens: int, out: Traced, kept: tuple[object, ...]) -> None:
         self.steps, self._num_tokens = steps, num_tokens
         self._native, self._rotations, self._cache, self._kept = native, rotations, cache, kept
         self._width, self._dtype = out.width, out.dtype
@@ -231,7 +231,8 @@ class Program:
                 adapters: AdapterRows | None = None) -> Tensor:
         """Return what the recorded forward returns for a pack over the recorder's cache.
 
-        Raises: IndexError for a token id, position, slot or page that does not exist; nothing is computed then.
+        Raises: IndexError for a token id, position, slot or page that does not exist, before anything is
+        computed.
         """
         assert attn.cache is self._cache, "a program runs over the cache it was recorded for"
         ids_T, slots_T = token_ids_T.contiguous(), attn.slots_T.contiguous()
