@@ -30,12 +30,21 @@ def options_of(name, num_heads):
     return AttnOptions(**settings)
 
 
+def turn(heads_THE, rotation):
+    """Rope with one rounding less than the reference's, as the native kernels compute it."""
+    cos_T1E, sin_T1E, _ = rotation
+    size = cos_T1E.shape[-1]
+    turned_THE = heads_THE[..., :size].float()
+    turned_THE = torch.addcmul(turned_THE * cos_T1E, turned_THE.roll(size // 2, -1), sin_T1E)
+    return torch.cat((turned_THE.to(heads_THE.dtype), heads_THE[..., size:]), -1)
+
+
 def by_reference(q_TD, k_TC, v_TC, shape, options, kv_dtype, rotary_dim=None):
     """Outputs in float32 from rows and keys rounded as the native kernels round them."""
     rotation = rotation_of(torch.arange(len(q_TD)), rotary_dim or shape[2])
     heads = [x.unflatten(1, (-1, shape[2])) for x in (q_TD, k_TC, v_TC)]
-    q_THE = reference.apply_rope(heads[0], rotation).float()
-    k_TKE = reference.apply_rope(heads[1].float(), rotation)
+    q_THE = turn(heads[0], rotation).float()
+    k_TKE = turn(heads[1].float(), rotation)
     attn = AttnInput.without_cache((len(q_TD),), kv_dtype)
     plan = reference.plan_attention(attn, dtype=F32, device=q_TD.device)
     return reference.attend(plan, 0, q_THE, k_TKE, heads[2].float(), options)
