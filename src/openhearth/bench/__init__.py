@@ -4,12 +4,19 @@ from openhearth.bench.machine import LoadMeter, Rate, measure_bandwidth, measure
 from openhearth.bench.throughput import (
     Case,
     Row,
+    Timed,
     Yardsticks,
+    limit_rate,
     list_cases,
     measure_rows,
+    open_engine,
     prefill_flops,
+    rate_of,
+    run_prompts,
     weight_bytes_read,
+    weight_format,
 )
 
-__all__ = ["Case", "LoadMeter", "Rate", "Row", "Yardsticks", "list_cases", "measure_bandwidth",
-           "measure_matmul", "measure_rows", "prefill_flops", "weight_bytes_read"]
+__all__ = ["Case", "LoadMeter", "Rate", "Row", "Timed", "Yardsticks", "limit_rate", "list_cases",
+           "measure_bandwidth", "measure_matmul", "measure_rows", "open_engine", "prefill_flops", "rate_of",
+           "run_prompts", "weight_bytes_read", "weight_format"]
