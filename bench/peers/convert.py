@@ -22,8 +22,9 @@ from install import DEFAULT_HOME, python_of, read_installed
 
 GGUF_TYPES = {"Q4_0": 2, "Q8_0": 7, "BF16": 32}
 """Values of `enum llama_ftype` in llama.cpp's include/llama.h."""
-OPENVINO_FLAGS = {"bf16": ["--weight-format", "bf16"], "int8": ["--weight-format", "int8"],
+OPENVINO_FLAGS = {"bf16": [], "int8": ["--weight-format", "int8"],
                   "int4": ["--weight-format", "int4", "--group-size", "64", "--ratio", "1.0"]}
+"""Without a format a small model keeps its own, bfloat16 here."""
 
 
 def quantise(source: str, target: str, type_name: str) -> None:

