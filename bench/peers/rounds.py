@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from install import python_of
 from processes import Worker
 
 from openhearth.bench import Case, LoadMeter, Timed, rate_of
@@ -45,11 +46,15 @@ class Runner:
     def run(self, case: Case, prompts: list[list[int]], settings: dict[str, Any]) -> tuple[float, float]:
         """Return tokens per second and the processor seconds that were used."""
         if self.worker is None:
-            self.worker = Worker(self.engine, self.model, self.settings, self.home)
+            self.worker = self.start()
         answer = self.worker.ask({"prompts": prompts, "new_tokens": case.new_tokens, "settings": settings})
         self.flags[case.name] = answer["flags"]
         timed = Timed(answer["first_s"], answer["total_s"], ())
         return rate_of(case, timed), answer["cpu_s"]
+
+    def start(self) -> Worker:
+        """Return a new process. Raises: WorkerFailed."""
+        return Worker(self.engine, python_of(self.home, self.engine), self.model, self.settings, self.home)
 
     def close(self) -> None:
         """End the process, if there is one."""
@@ -83,12 +88,13 @@ def fresh_prompts(case: Case, vocab_size: int, numbers: random.Random) -> list[l
 
 def explore(runner: Runner, case: Case, vocab_size: int, numbers: random.Random) -> float:
     """Try every variant of an engine's settings twice, keep the best for this row; returns its rate."""
-    best = 0.0
-    for settings in runner.variants:
-        for _ in range(2):
+    best, flags = 0.0, ""
+    for _ in range(2):
+        for settings in runner.variants:
             rate, _ = runner.run(case, fresh_prompts(case, vocab_size, numbers), settings)
             if rate > best:
-                best, runner.chosen[case.name] = rate, settings
+                best, runner.chosen[case.name], flags = rate, settings, runner.flags[case.name]
+    runner.flags[case.name] = flags
     return best
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from install import DEFAULT_HOME, PEERS, read_installed
-from processes import Worker, WorkerFailed
+from processes import WorkerFailed
 from rounds import Pairs, Runner, explore, fresh_prompts, measure_pairs
 
 from openhearth import bench, hardware
@@ -35,7 +35,7 @@ from openhearth.spec import ModelSpec, read_spec
 FORMATS = ("q4", "q8", "bf16")
 GGUF_FILES = {"q4": "Q4_0.gguf", "q8": "Q8_0.gguf", "bf16": "BF16.gguf"}
 OPENVINO_FOLDERS = {"q4": "openvino-int4", "q8": "openvino-int8", "bf16": "openvino-bf16"}
-EXPLORED_TOKENS = 32
+EXPLORED_TOKENS = 48
 COLD_STARTS = 3
 LLAMA_VARIANTS = tuple({"flash": flash, "kv": kv, "ubatch": ubatch}
                        for flash in (True, False) for kv in ("bf16", "f16") for ubatch in (512, 2048))
@@ -116,7 +116,7 @@ def measure_cold(runner: Runner, vocab_size: int, num_starts: int) -> dict[str, 
     numbers, seconds = random.Random(2), []
     for _ in range(num_starts):
         started = time.perf_counter()
-        with Worker(runner.engine, runner.model, runner.settings, runner.home) as worker:
+        with runner.start() as worker:
             case = Case("cold", "decode", 1, 32, 1)
             worker.ask({"prompts": fresh_prompts(case, vocab_size, numbers), "new_tokens": 1})
             seconds.append(time.perf_counter() - started)
@@ -124,7 +124,8 @@ def measure_cold(runner: Runner, vocab_size: int, num_starts: int) -> dict[str, 
         if sum(seconds) > 30:
             break
     return {"engine": runner.engine, "weights": runner.weights,
-            "seconds": round(statistics.median(seconds), 3), "num_starts": len(seconds), "peak_memory_bytes": answer["peak_memory_bytes"]}
+            "seconds": round(statistics.median(seconds), 3), "num_starts": len(seconds),
+            "peak_memory_bytes": answer["peak_memory_bytes"]}
 
 
 def limits(spec: ModelSpec, model: Path, case: Case, yardsticks: Yardsticks) -> float:

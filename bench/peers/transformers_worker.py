@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
@@ -25,10 +26,16 @@ class Transformers:
 
     def __init__(self, path: str, settings: dict) -> None:
         torch.set_num_threads(settings["threads"])
-        kwargs = {"gguf_file": path.rsplit("/", 1)[1]} if path.endswith(".gguf") else {}
-        self.model = AutoModelForCausalLM.from_pretrained(
-            path.rsplit("/", 1)[0] if kwargs else path, dtype=getattr(torch, settings["dtype"]),
-            attn_implementation=settings["attention"], **kwargs).eval()
+        folder, name = os.path.split(path)
+        kwargs = {"dtype": getattr(torch, settings["dtype"]), "attn_implementation": settings["attention"]}
+        if name.endswith(".gguf"):
+            # transformers keeps the blocks of a GGUF file and expands them in every call; once is faster.
+            read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, **kwargs)
+            self.model = AutoModelForCausalLM.from_config(read.config, **kwargs)
+            self.model.load_state_dict(read.state_dict())
+        else:
+            self.model = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+        self.model.eval()
         self.model.generation_config.eos_token_id = None
         self.flags = f"{settings['dtype']}, {settings['attention']}, {settings['threads']} threads"
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from typing import Protocol
@@ -59,7 +58,13 @@ def serve(open_engine) -> None:
             "first_s": first - started, "total_s": last - started, "num_tokens": sum(map(len, tokens)),
             "flags": engine.flags, "tokens": tokens, "wall_s": time.perf_counter() - received,
             "cpu_s": after.user + after.system - before.user - before.system,
-            "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+            "peak_memory_bytes": _peak_memory_bytes()})
+
+
+def _peak_memory_bytes() -> int:
+    """Peak resident memory; not `ru_maxrss`, which begins with that of the process that started this one."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
 
 
 def _answer(answers, record: dict) -> None:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from openhearth.bench.machine import LoadMeter, Rate, summarise
 from openhearth.engine import Engine, EngineSettings, Request, Sampling
+from openhearth.engine.memory import MIN_TOKENS
 from openhearth.local import LocalModel
 from openhearth.spec import ModelSpec
 
@@ -131,7 +132,7 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
 def open_engine(model: LocalModel, case: Case) -> Engine:
     """Return an engine of its own over the loaded weights: room for one case, no shared prefixes."""
     page = EngineSettings().page_size
-    tokens = case.num_sequences * (case.context_tokens + page) + 2 * page
+    tokens = max(MIN_TOKENS, case.num_sequences * (case.context_tokens + page)) + 2 * page
     cache_bytes = tokens * model.spec.kv_bytes_per_token(_NUMBER_BYTES[model.dtype])
     return Engine(model.engine.model, weights_version=model.stored.weights_sha256,
                   settings=EngineSettings(cache_bytes=cache_bytes, has_prefix_cache=False))
