@@ -87,15 +87,20 @@ def fresh_prompts(case: Case, vocab_size: int, numbers: random.Random) -> list[l
 
 
 def explore(runner: Runner, case: Case, vocab_size: int, numbers: random.Random) -> float:
-    """Try every variant of an engine's settings twice, keep the best for this row; returns its rate."""
-    best, flags = 0.0, ""
-    for _ in range(2):
-        for settings in runner.variants:
-            rate, _ = runner.run(case, fresh_prompts(case, vocab_size, numbers), settings)
-            if rate > best:
-                best, runner.chosen[case.name], flags = rate, settings, runner.flags[case.name]
-    runner.flags[case.name] = flags
-    return best
+    """Try every variant of an engine's settings, the best two again, and keep the best for this row.
+
+    Returns its rate. Raises: WorkerFailed.
+    """
+    rates, flags = {}, {}
+    for turn in range(2):
+        best_first = sorted(range(len(runner.variants)), key=lambda index: -rates.get(index, 0.0))
+        for index in best_first[:2] if turn else best_first:
+            rate, _ = runner.run(case, fresh_prompts(case, vocab_size, numbers), runner.variants[index])
+            rates[index] = max(rate, rates.get(index, 0.0))
+            flags[index] = runner.flags[case.name]
+    best = max(rates, key=rates.get)
+    runner.chosen[case.name], runner.flags[case.name] = runner.variants[best], flags[best]
+    return rates[best]
 
 
 def measure_pairs(ours: Runner, peer: Runner, case: Case, vocab_size: int, numbers: random.Random, *,

@@ -99,13 +99,13 @@ def choose(runners: list[Runner], works: list[Case], vocab_size: int,
     return chosen
 
 
-def row_record(case: Case, ours: Runner, peer: Runner, pairs: Pairs, limit: float, version: str,
-               build_flags: list[str]) -> dict[str, Any]:
+def row_record(case: Case, ours: Runner, peer: Runner, pairs: Pairs, limit: float,
+               installed: dict[str, Any]) -> dict[str, Any]:
     """Return one row of the results."""
     rate = statistics.median(pairs.ours)
-    flags = [peer.weights, peer.flags[case.name], *build_flags]
+    flags = [peer.weights, peer.flags[case.name], *installed.get("build_flags", [])]
     return {"work": case.name, "weights": ours.weights, "tokens_per_s": round(rate, 2), "peer": peer.engine,
-            "peer_version": version, "peer_flags": ", ".join(flags),
+            "peer_version": installed["version"], "peer_flags": ", ".join(flags),
             "peer_tokens_per_s": round(statistics.median(pairs.theirs), 2), "ratio": round(pairs.ratio, 4),
             "ratios": [round(ratio, 4) for ratio in pairs.ratios], "share_of_limit": round(rate / limit, 4),
             "foreign_load": round(max(pairs.foreign), 4)}
@@ -126,6 +126,11 @@ def measure_cold(runner: Runner, vocab_size: int, num_starts: int) -> dict[str, 
     return {"engine": runner.engine, "weights": runner.weights,
             "seconds": round(statistics.median(seconds), 3), "num_starts": len(seconds),
             "peak_memory_bytes": answer["peak_memory_bytes"]}
+
+
+def measure_limits() -> Yardsticks:
+    """Return the fastest round of reading memory and of multiplying matrices: a limit, not a habit."""
+    return Yardsticks(bench.measure_bandwidth().high, bench.measure_matmul(torch.bfloat16).high)
 
 
 def limits(spec: ModelSpec, model: Path, case: Case, yardsticks: Yardsticks) -> float:
@@ -155,32 +160,44 @@ def read_commit() -> str:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run everything that the options ask for and return the record."""
     torch.set_num_threads(options.threads)
-    yardsticks = Yardsticks(bench.measure_bandwidth().median, bench.measure_matmul(torch.bfloat16).median)
+    yardsticks = measure_limits()
     installed = {name: read_installed(options.home, name) for name in options.peers}
     missing = {name: record["missing"] for name, record in installed.items() if "missing" in record}
     engines = ["openhearth", *(name for name in installed if name not in missing)]
     runners = list_runners(options.home, options.threads, engines)
     works = [case for case in list_works() if case.name in options.works]
     spec = read_spec(open_checkpoint(options.home / "models" / GGUF_FILES["bf16"]))
+    measured: list[tuple[Case, Runner, Runner, Pairs]] = []
     memory = options.home / "chosen.json"
     remembered = json.loads(memory.read_text()) if memory.exists() and not options.explore else {}
-    record = {"machine": describe_machine(yardsticks), "commit": read_commit(),
+    record = {"machine": {}, "commit": read_commit(),
               "settings": {"threads": options.threads, "rounds": options.rounds}, "rows": [],
               "cold_start": [], "missing": missing}
     try:
         chosen = choose(runners, works, spec.vocab_size, remembered)
         memory.write_text(json.dumps(remembered, indent=1) + "\n", encoding="utf-8")
         for case in works:
-            ours = chosen[case.name].pop("openhearth")
-            for engine, peer in chosen[case.name].items():
-                pairs = measure_pairs(ours, peer, case, spec.vocab_size, random.Random(), on_round=say,
-                                      num_rounds=options.rounds)
-                limit = limits(spec, ours.model, case, yardsticks)
-                record["rows"].append(row_record(case, ours, peer, pairs, limit, installed[engine]["version"],
-                                                 installed[engine].get("build_flags", [])))
+            ours = chosen[case.name].pop("openhearth", None)
+            if ours is None:
+                raise SystemExit(f"error: openhearth did not run {case.name}; see {options.home}/*.log")
+            for peer in chosen[case.name].values():
+                try:
+                    pairs = measure_pairs(ours, peer, case, spec.vocab_size, random.Random(), on_round=say,
+                                          num_rounds=options.rounds)
+                except WorkerFailed as error:
+                    missing[f"{peer.name}, {case.name}"] = str(error)
+                    peer.close()
+                    continue
+                measured.append((case, ours, peer, pairs))
     finally:
         for runner in runners:
             runner.close()
+    again = measure_limits()
+    yardsticks = Yardsticks(max(yardsticks.bandwidth, again.bandwidth), max(yardsticks.matmul, again.matmul))
+    record["machine"] = describe_machine(yardsticks)
+    for case, ours, peer, pairs in measured:
+        limit = limits(spec, ours.model, case, yardsticks)
+        record["rows"].append(row_record(case, ours, peer, pairs, limit, installed[peer.engine]))
     if options.cold:
         record["cold_start"] = [measure_cold(runner, spec.vocab_size, min(COLD_STARTS, options.rounds))
                                 for runner in runners]
