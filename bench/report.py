@@ -138,7 +138,7 @@ FLAGS_HEAD = """\
 
 Tried before measuring, the fastest kept: flash attention on and off, keys and values in bf16 and
 f16, 512 and 2048 tokens at once for llama.cpp, and every format of the weights that a program has.
-The other programs run with tcmalloc preloaded."""
+vLLM and transformers run with tcmalloc preloaded."""
 PERFORMANCE_AGAIN = """\
 ## Again
 

