@@ -38,7 +38,8 @@ std::uint64_t saved_states() {
 bool saves(std::uint64_t mask) { return (saved_states() & mask) == mask; }
 
 std::string find_missing_avx2() {
-    if (!bit(leaf(7, 0).ebx, 5) || !bit(leaf(1, 0).ecx, 12)) return "the CPU has no AVX2 with FMA";
+    const unsigned ecx = leaf(1, 0).ecx;
+    if (!bit(leaf(7, 0).ebx, 5) || !bit(ecx, 12) || !bit(ecx, 29)) return "the CPU has no AVX2 with FMA and F16C";
     if (!saves(0x6)) return "the operating system does not save AVX registers";
     return "";
 }
@@ -61,6 +62,7 @@ std::string find_missing_amx() {
 #if defined(HEARTH_HAS_AMX) && defined(__linux__)
     const unsigned edx = leaf(7, 0).edx;
     if (!bit(edx, 24) || !bit(edx, 22)) return "the CPU has no AMX with BF16";
+    if (!bit(leaf(7, 0).ecx, 1)) return "the CPU has AMX without AVX-512 VBMI";
     if (!saves(0x60000)) return "the operating system does not save AMX tiles";
     constexpr int request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, Linux 5.16
     if (syscall(SYS_arch_prctl, request_permission, tile_data) != 0) {

@@ -2,6 +2,9 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
 
 #include "pool.h"
 
@@ -13,18 +16,21 @@ constexpr std::int64_t kWeightBytesPerChunk = 256 << 10;
 constexpr std::int64_t kRowBytesPerChunk = 768 << 10;
 constexpr std::int64_t kSmallestChunkBytes = 48 << 10;  // of weight; a few microseconds of reading
 constexpr std::int64_t kRowBlock = 32;                  // rows of two AMX tiles
+constexpr std::int64_t kSumsPerChunk = 4096;            // sums of x that are worth a chunk
 
 using Kernel = void (*)(const LinearCall&, const Block&);
+using BlocksKernel = void (*)(const LinearCall&, const Block&, const float*, char*);
+using GroupSums = void (*)(const LinearCall&, std::int64_t, std::int64_t, float*);
 
-Kernel kernel_of(Isa isa, Number number) {
+Kernel kernel_of(Isa isa, Format format) {
 #if defined(HEARTH_HAS_AMX)
-    if (isa == Isa::amx && number == Number::bf16) return linear_amx;
+    if (isa == Isa::amx && format == Format::bf16) return linear_amx;
 #endif
 #if defined(HEARTH_HAS_AVX512)
     if (isa != Isa::avx2) return linear_avx512;
 #endif
     (void)isa;
-    (void)number;
+    (void)format;
 #if defined(HEARTH_X86)
     return linear_avx2;
 #else
@@ -32,11 +38,63 @@ Kernel kernel_of(Isa isa, Number number) {
 #endif
 }
 
+BlocksKernel blocks_kernel_of(Isa isa) {
+#if defined(HEARTH_HAS_AMX)
+    if (isa == Isa::amx) return linear_blocks_amx;
+#endif
+#if defined(HEARTH_HAS_AVX512)
+    if (isa == Isa::avx512) return linear_blocks_avx512;
+#endif
+    (void)isa;
+#if defined(HEARTH_X86)
+    return linear_blocks_avx2;
+#else
+    return nullptr;
+#endif
+}
+
+GroupSums group_sums_of(Isa isa) {
+#if defined(HEARTH_HAS_AVX512)
+    if (isa != Isa::avx2) return group_sums_avx512;
+#endif
+    (void)isa;
+#if defined(HEARTH_X86)
+    return group_sums_avx2;
+#else
+    return nullptr;
+#endif
+}
+
+// Memory that a thread keeps from call to call; it grows to the largest one asked for.
+class Scratch {
+public:
+    char* take(std::int64_t num_bytes) {
+        const std::size_t wanted = (std::size_t(num_bytes) + 63) / 64 * 64;
+        if (wanted > size_) {
+            memory_.reset();
+            size_ = 0;
+            memory_.reset(static_cast<char*>(std::aligned_alloc(64, wanted)));
+            if (memory_ == nullptr) throw std::bad_alloc();
+            size_ = wanted;
+        }
+        return memory_.get();
+    }
+
+private:
+    struct Free {
+        void operator()(char* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<char, Free> memory_;
+    std::size_t size_ = 0;
+};
+
+thread_local Scratch scratch_of_thread, sums_of_thread;
+
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 // Panels of one chunk: enough to be worth taking, few enough to share the work evenly.
 std::int64_t panels_per_chunk(const LinearCall& call) {
-    const std::int64_t bytes = std::max<std::int64_t>(1, lines_per_panel(call.num_inputs, call.number) * kLineBytes);
+    const std::int64_t bytes = std::max<std::int64_t>(1, panel_bytes(call.num_inputs, call.format));
     const std::int64_t fair = num_panels(call.num_outputs) / (4 * num_threads());
     return std::clamp(fair, std::max<std::int64_t>(1, kSmallestChunkBytes / bytes),
                       std::max<std::int64_t>(1, kWeightBytesPerChunk / bytes));
@@ -45,25 +103,85 @@ std::int64_t panels_per_chunk(const LinearCall& call) {
 // Rows of one chunk: as many as the cache holds, so that the weight is fetched seldom, unless that would
 // leave threads without work.
 std::int64_t rows_per_chunk(const LinearCall& call, std::int64_t num_across) {
-    const std::int64_t row_bytes = std::max<std::int64_t>(1, call.num_inputs * (call.number == Number::bf16 ? 2 : 4));
+    const std::int64_t number_bytes = x_number(call.format) == Number::bf16 ? 2 : 4;
+    const std::int64_t row_bytes = std::max<std::int64_t>(1, call.num_inputs * number_bytes);
     const std::int64_t fair = call.num_rows * num_across / (4 * num_threads());
     const std::int64_t most = std::max(kRowBlock, std::min(kRowBytesPerChunk / row_bytes, fair));
     const std::int64_t even = divide_up(call.num_rows, std::max<std::int64_t>(1, divide_up(call.num_rows, most)));
     return std::max(kRowBlock, divide_up(even, kRowBlock) * kRowBlock);
 }
 
+constexpr std::size_t kMaxTogether = 8;
+
+// How one of several calls is cut. end: chunks of the calls so far.
+struct Cut {
+    std::int64_t width, height, num_across, end;
+    const float* x_sums;
+};
+
+bool has_same_x(const LinearCall& a, const LinearCall& b) {
+    return has_minima(a.format) && has_minima(b.format) && a.x == b.x && a.x_stride == b.x_stride &&
+           a.num_rows == b.num_rows && a.num_inputs == b.num_inputs;
+}
+
+void sum_rows(Isa isa, const LinearCall& call, float* sums) {
+    const GroupSums group_sums = group_sums_of(isa);
+    const std::int64_t height = std::max<std::int64_t>(1, kSumsPerChunk / (call.num_inputs / kGroup));
+    if (call.num_rows <= height) return group_sums(call, 0, call.num_rows, sums);
+    for_each_chunk(divide_up(call.num_rows, height), [&](std::int64_t chunk) {
+        group_sums(call, chunk * height, std::min((chunk + 1) * height, call.num_rows), sums);
+    });
+}
+
+// Sums of every group of 32 inputs of every row where a format needs them, in memory of the calling thread;
+// calls of the same x share them.
+void sum_groups(Isa isa, const LinearCall* calls, std::size_t num_calls, Cut* cuts) {
+    std::int64_t total = 0;
+    for (std::size_t i = 0; i < num_calls; ++i) {
+        if (has_minima(calls[i].format)) total += calls[i].num_rows * (calls[i].num_inputs / kGroup);
+    }
+    if (total == 0) return;
+    float* sums = reinterpret_cast<float*>(sums_of_thread.take(total * 4));
+    for (std::size_t i = 0; i < num_calls; ++i) {
+        if (!has_minima(calls[i].format)) continue;
+        for (std::size_t j = 0; j < i && cuts[i].x_sums == nullptr; ++j) {
+            if (has_same_x(calls[i], calls[j])) cuts[i].x_sums = cuts[j].x_sums;
+        }
+        if (cuts[i].x_sums != nullptr) continue;
+        sum_rows(isa, calls[i], sums);
+        cuts[i].x_sums = sums;
+        sums += calls[i].num_rows * (calls[i].num_inputs / kGroup);
+    }
+}
+
 }  // namespace
 
-void linear(Isa isa, const LinearCall& call) {
-    const Kernel kernel = kernel_of(isa, call.number);
-    const std::int64_t panels = num_panels(call.num_outputs);
-    const std::int64_t width = panels_per_chunk(call);
-    const std::int64_t num_across = divide_up(panels, width);
-    const std::int64_t height = rows_per_chunk(call, num_across);
-    const std::int64_t num_down = divide_up(call.num_rows, height);
-    for_each_chunk(num_across * num_down, [&](std::int64_t chunk) {
-        const std::int64_t row = chunk / num_across * height, panel = chunk % num_across * width;
-        kernel(call, Block{row, std::min(row + height, call.num_rows), panel, std::min(panel + width, panels)});
+void linear(Isa isa, const LinearCall* calls, std::size_t num_calls) {
+    for (; num_calls > kMaxTogether; ++calls, --num_calls) linear(isa, calls, 1);
+    Cut cuts[kMaxTogether];
+    std::int64_t num_chunks = 0;
+    for (std::size_t i = 0; i < num_calls; ++i) {
+        const std::int64_t width = panels_per_chunk(calls[i]);
+        const std::int64_t num_across = divide_up(num_panels(calls[i].num_outputs), width);
+        const std::int64_t height = rows_per_chunk(calls[i], num_across);
+        num_chunks += num_across * divide_up(calls[i].num_rows, height);
+        cuts[i] = {width, height, num_across, num_chunks, nullptr};
+    }
+    sum_groups(isa, calls, num_calls, cuts);
+    for_each_chunk(num_chunks, [&](std::int64_t chunk) {
+        std::size_t i = 0;
+        while (chunk >= cuts[i].end) ++i;
+        const Cut& cut = cuts[i];
+        const LinearCall& call = calls[i];
+        const std::int64_t inside = chunk - (i == 0 ? 0 : cuts[i - 1].end);
+        const std::int64_t row = inside / cut.num_across * cut.height, panel = inside % cut.num_across * cut.width;
+        const Block block{row, std::min(row + cut.height, call.num_rows), panel,
+                          std::min(panel + cut.width, num_panels(call.num_outputs))};
+        if (is_blocks(call.format)) {
+            blocks_kernel_of(isa)(call, block, cut.x_sums, scratch_of_thread.take(scratch_bytes(call.num_inputs)));
+        } else {
+            kernel_of(isa, call.format)(call, block);
+        }
     });
 }
 

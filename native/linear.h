@@ -1,15 +1,24 @@
 // y[T, N] = x[T, K] W[N, K]^T + bias[N], accumulated in float32.
 //
-// Packed weights: panels of 32 output columns; within a panel, lines of 128 bytes. bf16: line p holds the
-// pair of inputs 2p, 2p + 1 of each column, side by side (the layout that AMX tiles and VDPBF16PS read);
-// K is padded with zeros to a multiple of 32, so that a panel is a whole number of tiles. float32: line k
-// holds input k of each column. N is padded with zero columns.
+// Packed weights: panels of 32 output columns, padded with zero columns; within a panel
+//   float32: line k of 128 bytes holds input k of each column.
+//   bf16: line p holds the pair of inputs 2p, 2p + 1 of each column, side by side (the layout that AMX
+//     tiles and VDPBF16PS read); K is padded with zeros to a multiple of 32.
+//   blocks (Q8_0, Q4_0, Q4_1, Q4_K of GGUF): groups of 32 inputs, see linear_blocks.h. The numbers are
+//     those of the file: nothing is quantised again.
 //
 // Order of arithmetic: an output is one chain over k ascending, in steps of the instruction set (AMX 32
 // inputs, AVX-512 BF16 2, AVX2 and float32 1), then the bias, then the rounding to the output's type.
 // float32 weights: a chain for every 64 inputs, added up in order, which keeps the rounding error of long
-// rows down. It depends on the instruction set, never on T, the position of the row, the chunks or the
-// threads.
+// rows down. Blocks: for every group such a chain from zero of x times the whole numbers q, which are
+// exact in bf16, then sum = fma(scale, chain, sum), and where the format has minima
+// sum = fma(minimum, sum of the group's x, sum); groups ascending.
+// It depends on the instruction set, never on T, the position of the row, the chunks or the threads.
+//
+// Why x stays bf16 and is not rounded to int8 per group, as llama.cpp does for these formats: the rounding
+// of an int8 activation is up to 1/254 of the group's largest |x| in every product, that of bf16 2^-9 of the
+// number itself, and it is the rounding that the rest of the model has anyway. The price is the expansion
+// of q to bf16, which hides behind memory for one row and is paid once per panel for many.
 #pragma once
 
 #include <cstddef>
@@ -23,32 +32,51 @@ constexpr std::int64_t kPanel = 32;      // output columns of a panel
 constexpr std::int64_t kLineBytes = 128; // of a panel, for one input (float32) or two (bf16)
 constexpr std::int64_t kTileInputs = 32; // inputs that one AMX step consumes
 constexpr std::int64_t kChain = 64;      // inputs of one chain (float32)
+constexpr std::int64_t kGroup = 32;      // inputs that share a scale (blocks)
 
 enum class Number : int { f32 = 0, bf16 = 1 };
+enum class Format : int { f32 = 0, bf16 = 1, q8_0 = 2, q4_0 = 3, q4_1 = 4, q4_k = 5 };
+constexpr int kNumFormats = 6;
 
 struct LinearCall {
-    const void* x;            // num_rows rows of num_inputs numbers
+    const void* x;            // num_rows rows of num_inputs numbers of type x_number(format)
     std::int64_t x_stride;    // numbers from one row to the next
     const void* weight;       // packed
     const float* bias;        // padded to whole panels, or null
     void* out;
     std::int64_t out_stride;
     std::int64_t num_rows, num_outputs, num_inputs;
-    Number number;            // of x and the weight
+    Format format;            // of the weight
     Number out_number;
 };
 
 // Static: every file keeps the version compiled with its own instruction set.
+static inline bool is_blocks(Format format) { return format != Format::f32 && format != Format::bf16; }
+static inline bool has_minima(Format format) { return format == Format::q4_1 || format == Format::q4_k; }
+static inline Number x_number(Format format) { return format == Format::f32 ? Number::f32 : Number::bf16; }
+
+// num_inputs must be a multiple of this.
+static inline std::int64_t inputs_per_block(Format format) {
+    return format == Format::q4_k ? 256 : is_blocks(format) ? kGroup : 1;
+}
+
 static inline std::int64_t num_panels(std::int64_t num_outputs) { return (num_outputs + kPanel - 1) / kPanel; }
 
-static inline std::int64_t lines_per_panel(std::int64_t num_inputs, Number number) {
-    if (number == Number::f32) return num_inputs;
-    return (num_inputs + kTileInputs - 1) / kTileInputs * (kTileInputs / 2);
+static inline std::int64_t panel_bytes(std::int64_t num_inputs, Format format) {
+    switch (format) {
+        case Format::f32: return num_inputs * kLineBytes;
+        case Format::bf16: return (num_inputs + kTileInputs - 1) / kTileInputs * (kTileInputs / 2) * kLineBytes;
+        case Format::q8_0: return num_inputs / kGroup * (64 + 1024);
+        case Format::q4_0: return num_inputs / kGroup * (64 + 512);
+        case Format::q4_1: return num_inputs / kGroup * (128 + 512);
+        case Format::q4_k: return num_inputs / 256 * (128 + 8 * (64 + 512));
+    }
+    return 0;
 }
 
 // Bytes of the packed weight.
-static inline std::int64_t packed_bytes(std::int64_t num_outputs, std::int64_t num_inputs, Number number) {
-    return num_panels(num_outputs) * lines_per_panel(num_inputs, number) * kLineBytes;
+static inline std::int64_t packed_bytes(std::int64_t num_outputs, std::int64_t num_inputs, Format format) {
+    return num_panels(num_outputs) * panel_bytes(num_inputs, format);
 }
 
 // Rows [row, row_end) by panels [panel, panel_end) of the output.
@@ -60,13 +88,36 @@ void linear_avx2(const LinearCall& call, const Block& block);
 void linear_avx512(const LinearCall& call, const Block& block);
 void linear_amx(const LinearCall& call, const Block& block);  // bf16 only
 
-// Computes the whole call on the pool. The instruction set must not be missing.
-void linear(Isa isa, const LinearCall& call);
+// The same for blocks. x_sums: for formats with minima, num_inputs / 32 numbers per row of the call, from
+// group_sums of the same instruction set (AMX: that of AVX-512). scratch: scratch_bytes(), 64-byte aligned.
+void linear_blocks_avx2(const LinearCall& call, const Block& block, const float* x_sums, char* scratch);
+void linear_blocks_avx512(const LinearCall& call, const Block& block, const float* x_sums, char* scratch);
+void linear_blocks_amx(const LinearCall& call, const Block& block, const float* x_sums, char* scratch);
+void group_sums_avx2(const LinearCall& call, std::int64_t row, std::int64_t row_end, float* sums);
+void group_sums_avx512(const LinearCall& call, std::int64_t row, std::int64_t row_end, float* sums);
 
-// weight: num_outputs rows of num_inputs numbers, stride numbers apart. packed: packed_bytes(), 64-byte aligned.
-void pack_weight(const void* weight, std::int64_t stride, std::int64_t num_outputs, std::int64_t num_inputs,
-                 Number number, void* packed);
-void unpack_weight(const void* packed, std::int64_t num_outputs, std::int64_t num_inputs, Number number,
-                   void* weight);
+// Room for one panel with every q as float32, the largest form that a kernel keeps it in.
+static inline std::int64_t scratch_bytes(std::int64_t num_inputs) { return num_inputs * kPanel * 4; }
+
+// Computes whole calls on the pool, together as one job. The instruction set must not be missing.
+void linear(Isa isa, const LinearCall* calls, std::size_t num_calls);
+
+// Writes rows [row, row + num_rows) of a packed weight of num_inputs inputs, so that several weights can lie
+// in one pack. rows: numbers (f32, bf16) or the blocks of a GGUF file, stride bytes apart; row r comes from
+// rows[source_rows[r]], or from rows[r] where source_rows is null. packed: 64-byte aligned; what no row
+// fills must be zero before.
+void pack_rows(const void* rows, std::int64_t stride, const std::int64_t* source_rows, std::int64_t num_rows,
+               std::int64_t num_inputs, Format format, void* packed, std::int64_t row);
+
+// Writes rows row_ids[i] of a packed weight, or rows 0, 1, ... where it is null, as numbers, contiguous.
+// Blocks give the bits of the gguf package's dequantisation, rounded to nearest for bf16; plain numbers come out
+// in their own type, bf16 also widened to float32.
+void unpack_rows(const void* packed, const std::int64_t* row_ids, std::int64_t num_rows, std::int64_t num_inputs,
+                 Format format, Number out_number, void* out);
+
+// Quantises rows of numbers, stride bytes apart, to the blocks that a GGUF file would hold: q8_0, or q4_1 with
+// scale and minimum of least squared error among a few candidates. out: contiguous blocks.
+void quantize_rows(const void* rows, std::int64_t stride, Number number, std::int64_t num_rows,
+                   std::int64_t num_inputs, Format format, void* out);
 
 }  // namespace hearth

@@ -4,43 +4,13 @@
 
 #include "linear.h"
 #include "linear_store.h"
+#include "tiles.h"
 
 namespace hearth {
 namespace {
 
-constexpr int kTileRows = 16;
 constexpr std::int64_t kTileBytes = kTileInputs / 2 * kLineBytes;  // of a panel, that one step consumes
 constexpr std::int64_t kAhead = 4 * kTileBytes;                    // fetched ahead while streaming
-
-// The 64 bytes that LDTILECFG reads (Intel SDM volume 1, 18.3). Loading and storing it are written out
-// with all 64 bytes as operands: the intrinsics of gcc 12 name only 8, so it drops the stores to the rest.
-struct alignas(64) TileConfig {
-    std::uint8_t palette, start_row, reserved[14];
-    std::uint16_t row_bytes[16];
-    std::uint8_t rows[16];
-};
-static_assert(sizeof(TileConfig) == 64, "what LDTILECFG reads");
-
-inline void load_config(const TileConfig& config) { __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory"); }
-inline void store_config(TileConfig& config) { __asm__ volatile("sttilecfg %0" : "=m"(config)::"memory"); }
-
-// Keeps the compiler from moving plain stores over a tile load, which it does not know to read memory.
-inline void finish_stores() { __asm__ volatile("" ::: "memory"); }
-
-// Tiles 0, 1: sums of the first 16 rows, columns 0 to 15 and 16 to 31; 2, 3: of the rows after those.
-// Tiles 4, 5: the rows of x. Tiles 6, 7: the weight's columns.
-TileConfig config_for(int num_rows) {
-    TileConfig config;
-    __builtin_memset(&config, 0, sizeof config);
-    config.palette = 1;
-    const int first = num_rows < kTileRows ? num_rows : kTileRows;
-    const int second = num_rows > kTileRows ? num_rows - kTileRows : 1;
-    for (int tile = 0; tile < 8; ++tile) config.row_bytes[tile] = 64;
-    config.rows[0] = config.rows[1] = config.rows[4] = std::uint8_t(first);
-    config.rows[2] = config.rows[3] = config.rows[5] = std::uint8_t(second);
-    config.rows[6] = config.rows[7] = kTileRows;
-    return config;
-}
 
 struct Rows {
     const std::uint16_t* x;
@@ -103,8 +73,8 @@ inline void accumulate(const LinearCall& call, const Rows& rows, const char* pan
 template <bool is_two>
 void compute(const LinearCall& call, const Rows& rows, std::int64_t row, int num_rows, std::int64_t panel,
              Leaving& leaving) {
-    const std::int64_t panel_bytes = lines_per_panel(call.num_inputs, Number::bf16) * kLineBytes;
-    accumulate<is_two>(call, rows, static_cast<const char*>(call.weight) + panel * panel_bytes, leaving);
+    const std::int64_t bytes = panel_bytes(call.num_inputs, Format::bf16);
+    accumulate<is_two>(call, rows, static_cast<const char*>(call.weight) + panel * bytes, leaving);
     _tile_stored(0, leaving.sums[0], kLineBytes);
     _tile_stored(1, leaving.sums[0] + 16, kLineBytes);
     if (is_two) {
@@ -120,19 +90,13 @@ void compute(const LinearCall& call, const Rows& rows, std::int64_t row, int num
 }  // namespace
 
 void linear_amx(const LinearCall& call, const Block& block) {
-    // Another library may have its own configuration loaded in this thread and count on it.
-    TileConfig outer;
-    store_config(outer);
-    int configured = 0;
+    TileScope tiles;
     Leaving leaving;
     const std::int64_t num_whole = call.num_inputs / kTileInputs, num_left = call.num_inputs % kTileInputs;
     for (std::int64_t row = block.row; row < block.row_end; row += 2 * kTileRows) {
         const std::int64_t rows_left = block.row_end - row;
         const int num_rows = int(rows_left < 2 * kTileRows ? rows_left : 2 * kTileRows);
-        if (num_rows != configured) {
-            load_config(config_for(num_rows));
-            configured = num_rows;
-        }
+        tiles.use(num_rows);
         const std::uint16_t* const x = static_cast<const std::uint16_t*>(call.x) + row * call.x_stride;
         alignas(64) std::uint16_t tail[2 * kTileRows][kTileInputs];
         if (num_left != 0) {
@@ -152,11 +116,6 @@ void linear_amx(const LinearCall& call, const Block& block) {
         }
     }
     leaving.write(call, 2 * kTileRows);
-    if (outer.palette == 0) {
-        _tile_release();
-    } else {
-        load_config(outer);
-    }
 }
 
 }  // namespace hearth

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "linear.h"
+#include "linear_store_avx2.h"
 
 namespace hearth {
 namespace {
@@ -16,14 +17,6 @@ inline float to_float(std::uint16_t number) {
     float out;
     __builtin_memcpy(&out, &bits, sizeof out);
     return out;
-}
-
-// Nearest, ties to even; NaN stays NaN.
-inline std::uint16_t to_bf16(float number) {
-    std::uint32_t bits;
-    __builtin_memcpy(&bits, &number, sizeof bits);
-    if ((bits & 0x7fffffffu) > 0x7f800000u) return std::uint16_t((bits >> 16) | 0x40u);
-    return std::uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
 inline float x_at(const float* row, std::int64_t k) { return row[k]; }
@@ -88,24 +81,12 @@ void compute(const LinearCall& call, std::int64_t row, std::int64_t panel) {
     for (int r = 0; r < rows; ++r) {
         for (int v = 0; v < kVectors; ++v) sums.sum[r][v] = _mm256_setzero_ps();
     }
-    const std::int64_t panel_bytes = lines_per_panel(call.num_inputs, call.number) * kLineBytes;
-    accumulate(sums, x, static_cast<const char*>(call.weight) + panel * panel_bytes, call.num_inputs);
-    const std::int64_t column = panel * kPanel;
-    const std::int64_t left = call.num_outputs - column, width = left < kPanel ? left : kPanel;
+    const std::int64_t bytes = panel_bytes(call.num_inputs, call.format);
+    accumulate(sums, x, static_cast<const char*>(call.weight) + panel * bytes, call.num_inputs);
     for (int r = 0; r < rows; ++r) {
         alignas(32) float result[kPanel];
-        for (int v = 0; v < kVectors; ++v) {
-            __m256 sum = sums.sum[r][v];
-            if (call.bias != nullptr) sum = _mm256_add_ps(sum, _mm256_loadu_ps(call.bias + column + 8 * v));
-            _mm256_store_ps(result + 8 * v, sum);
-        }
-        const std::int64_t at = (row + r) * call.out_stride + column;
-        if (call.out_number == Number::f32) {
-            __builtin_memcpy(static_cast<float*>(call.out) + at, result, std::size_t(width) * sizeof(float));
-        } else {
-            std::uint16_t* const out = static_cast<std::uint16_t*>(call.out) + at;
-            for (std::int64_t i = 0; i < width; ++i) out[i] = to_bf16(result[i]);
-        }
+        for (int v = 0; v < kVectors; ++v) _mm256_store_ps(result + 8 * v, sums.sum[r][v]);
+        store_panel_row(call, row + r, panel, result);
     }
 }
 
@@ -122,7 +103,7 @@ void compute_block(const LinearCall& call, const Block& block) {
 }  // namespace
 
 void linear_avx2(const LinearCall& call, const Block& block) {
-    if (call.number == Number::bf16) {
+    if (call.format == Format::bf16) {
         compute_block<std::uint16_t>(call, block);
     } else {
         compute_block<float>(call, block);

@@ -53,9 +53,9 @@ void compute(const LinearCall& call, std::int64_t row, std::int64_t panel) {
     constexpr std::int64_t group = sizeof(int) / sizeof(X);  // inputs in 4 bytes
     const X* x[rows];
     for (int r = 0; r < rows; ++r) x[r] = static_cast<const X*>(call.x) + (row + r) * call.x_stride;
-    const std::int64_t panel_bytes = lines_per_panel(call.num_inputs, call.number) * kLineBytes;
+    const std::int64_t bytes = panel_bytes(call.num_inputs, call.format);
     const char* weight[panels];
-    for (int p = 0; p < panels; ++p) weight[p] = static_cast<const char*>(call.weight) + (panel + p) * panel_bytes;
+    for (int p = 0; p < panels; ++p) weight[p] = static_cast<const char*>(call.weight) + (panel + p) * bytes;
     __m512 sum[rows][2 * panels];
     for (int r = 0; r < rows; ++r) {
         for (int v = 0; v < 2 * panels; ++v) sum[r][v] = _mm512_setzero_ps();
@@ -108,7 +108,7 @@ void compute_block(const LinearCall& call, const Block& block) {
 }  // namespace
 
 void linear_avx512(const LinearCall& call, const Block& block) {
-    if (call.number == Number::bf16) {
+    if (call.format == Format::bf16) {
         compute_block<std::uint16_t>(call, block);
     } else {
         compute_block<float>(call, block);

@@ -1,70 +1,104 @@
-// Between the row-major weight of a checkpoint and the panels of linear.h.
+// Between the rows of a checkpoint and the panels of linear.h.
 #include <algorithm>
 #include <cstring>
 
 #include "linear.h"
+#include "linear_blocks.h"
+#include "number.h"
 #include "pool.h"
 
 namespace hearth {
 namespace {
 
-// Copies one panel, `group` inputs side by side, between rows and lines. Columns and inputs beyond the
-// weight become zero when packing and are skipped when unpacking.
-template <typename T, int group, bool is_packing, typename Rows, typename Lines>
-void copy_panel(Rows* rows, std::int64_t stride, Lines* lines, std::int64_t num_columns, std::int64_t num_inputs,
-                std::int64_t num_lines) {
-    if (is_packing) std::memset(const_cast<T*>(lines), 0, std::size_t(num_lines * kLineBytes));
-    constexpr std::int64_t kBlock = 64 / sizeof(T);  // one cache line of each row at a time
-    for (std::int64_t start = 0; start < num_inputs; start += kBlock) {
-        const std::int64_t end = std::min(start + kBlock, num_inputs);
-        for (std::int64_t column = 0; column < num_columns; ++column) {
-            auto* row = rows + column * stride;
-            auto* line = lines + column * group;
-            for (std::int64_t k = start; k < end; ++k) {
-                auto* cell = line + k / group * (kPanel * group) + k % group;
-                if constexpr (is_packing) {
-                    *cell = row[k];
-                } else {
-                    row[k] = *cell;
-                }
-            }
+constexpr std::int64_t kRowsPerChunk = 16;  // when unpacking
+
+// One row of a panel of plain numbers, `group` inputs side by side.
+template <typename T, int group>
+void pack_numbers(const T* row, std::int64_t first, std::int64_t end, T* cells) {
+    for (std::int64_t k = first; k < end; ++k) cells[k / group * (kPanel * group) + k % group] = row[k];
+}
+
+template <typename T, int group>
+void unpack_numbers(const T* cells, std::int64_t num_inputs, T* row) {
+    for (std::int64_t k = 0; k < num_inputs; ++k) row[k] = cells[k / group * (kPanel * group) + k % group];
+}
+
+// Inputs [first, end) of a row into its column of a panel.
+void pack_part(const char* row, std::int64_t first, std::int64_t end, std::int64_t column, Format format, char* panel) {
+    if (format == Format::f32) {
+        pack_numbers<std::uint32_t, 1>(reinterpret_cast<const std::uint32_t*>(row), first, end,
+                                       reinterpret_cast<std::uint32_t*>(panel) + column);
+    } else if (format == Format::bf16) {
+        pack_numbers<std::uint16_t, 2>(reinterpret_cast<const std::uint16_t*>(row), first, end,
+                                       reinterpret_cast<std::uint16_t*>(panel) + 2 * column);
+    } else {
+        for (std::int64_t group = first / kGroup; group < end / kGroup; ++group) {
+            pack_block_group(row, group, column, format, panel);
         }
     }
 }
 
-template <typename T, int group, bool is_packing, typename Rows, typename Lines>
-void copy_weight(Rows* rows, std::int64_t stride, Lines* packed, std::int64_t num_outputs, std::int64_t num_inputs,
-                 Number number) {
-    const std::int64_t num_lines = lines_per_panel(num_inputs, number);
-    for_each_chunk(num_panels(num_outputs), [&](std::int64_t panel) {
-        const std::int64_t column = panel * kPanel;
-        copy_panel<T, group, is_packing>(rows + column * stride, stride, packed + panel * num_lines * kPanel * group,
-                                         std::min(kPanel, num_outputs - column), num_inputs, num_lines);
-    });
+void unpack_row(const char* panel, std::int64_t column, std::int64_t num_inputs, Format format, Number out_number,
+                char* out) {
+    if (format == Format::f32) {
+        return unpack_numbers<std::uint32_t, 1>(reinterpret_cast<const std::uint32_t*>(panel) + column, num_inputs,
+                                                reinterpret_cast<std::uint32_t*>(out));
+    }
+    if (format == Format::bf16 && out_number == Number::f32) {
+        const std::uint16_t* const cells = reinterpret_cast<const std::uint16_t*>(panel) + 2 * column;
+        float* const widened = reinterpret_cast<float*>(out);
+        for (std::int64_t k = 0; k < num_inputs; ++k) widened[k] = float_of_bf16(cells[k / 2 * (kPanel * 2) + k % 2]);
+        return;
+    }
+    if (format == Format::bf16) {
+        return unpack_numbers<std::uint16_t, 2>(reinterpret_cast<const std::uint16_t*>(panel) + 2 * column, num_inputs,
+                                                reinterpret_cast<std::uint16_t*>(out));
+    }
+    for (std::int64_t group = 0; group < num_inputs / kGroup; ++group) {
+        float numbers[kGroup];
+        unpack_block_group(panel, group, column, format, numbers);
+        if (out_number == Number::f32) {
+            std::memcpy(out + group * kGroup * 4, numbers, sizeof numbers);
+        } else {
+            std::uint16_t* const rounded = reinterpret_cast<std::uint16_t*>(out) + group * kGroup;
+            for (int i = 0; i < kGroup; ++i) rounded[i] = bf16_of_float(numbers[i]);
+        }
+    }
 }
 
 }  // namespace
 
-void pack_weight(const void* weight, std::int64_t stride, std::int64_t num_outputs, std::int64_t num_inputs,
-                 Number number, void* packed) {
-    if (number == Number::bf16) {
-        copy_weight<std::uint16_t, 2, true>(static_cast<const std::uint16_t*>(weight), stride,
-                                            static_cast<std::uint16_t*>(packed), num_outputs, num_inputs, number);
-    } else {
-        copy_weight<std::uint32_t, 1, true>(static_cast<const std::uint32_t*>(weight), stride,
-                                            static_cast<std::uint32_t*>(packed), num_outputs, num_inputs, number);
-    }
+void pack_rows(const void* rows, std::int64_t stride, const std::int64_t* source_rows, std::int64_t num_rows,
+               std::int64_t num_inputs, Format format, void* packed, std::int64_t row) {
+    const std::int64_t bytes = panel_bytes(num_inputs, format), first_panel = row / kPanel;
+    // As much of each row at a time as its lines of the panel stay in the first-level cache for.
+    const std::int64_t part = inputs_per_block(format) > kGroup ? inputs_per_block(format) : kGroup;
+    for_each_chunk(num_panels(row + num_rows) - first_panel, [&](std::int64_t chunk) {
+        const std::int64_t panel = first_panel + chunk;
+        const std::int64_t start = std::max(row, panel * kPanel), end = std::min(row + num_rows, (panel + 1) * kPanel);
+        for (std::int64_t first = 0; first < num_inputs; first += part) {
+            for (std::int64_t at = start; at < end; ++at) {
+                const std::int64_t source = source_rows != nullptr ? source_rows[at - row] : at - row;
+                pack_part(static_cast<const char*>(rows) + source * stride, first, std::min(first + part, num_inputs),
+                          at - panel * kPanel, format, static_cast<char*>(packed) + panel * bytes);
+            }
+        }
+    });
 }
 
-void unpack_weight(const void* packed, std::int64_t num_outputs, std::int64_t num_inputs, Number number,
-                   void* weight) {
-    if (number == Number::bf16) {
-        copy_weight<std::uint16_t, 2, false>(static_cast<std::uint16_t*>(weight), num_inputs,
-                                             static_cast<const std::uint16_t*>(packed), num_outputs, num_inputs, number);
-    } else {
-        copy_weight<std::uint32_t, 1, false>(static_cast<std::uint32_t*>(weight), num_inputs,
-                                             static_cast<const std::uint32_t*>(packed), num_outputs, num_inputs, number);
-    }
+void unpack_rows(const void* packed, const std::int64_t* row_ids, std::int64_t num_rows, std::int64_t num_inputs,
+                 Format format, Number out_number, void* out) {
+    const std::int64_t bytes = panel_bytes(num_inputs, format), row_bytes = num_inputs * (out_number == Number::f32 ? 4 : 2);
+    const auto unpack = [&](std::int64_t chunk) {
+        for (std::int64_t i = chunk * kRowsPerChunk; i < std::min((chunk + 1) * kRowsPerChunk, num_rows); ++i) {
+            const std::int64_t row = row_ids != nullptr ? row_ids[i] : i;
+            unpack_row(static_cast<const char*>(packed) + row / kPanel * bytes, row % kPanel, num_inputs, format, out_number,
+                       static_cast<char*>(out) + i * row_bytes);
+        }
+    };
+    const std::int64_t num_chunks = (num_rows + kRowsPerChunk - 1) / kRowsPerChunk;
+    if (num_chunks == 1) return unpack(0);  // a decoding step's embeddings: not worth the pool
+    for_each_chunk(num_chunks, unpack);
 }
 
 }  // namespace hearth

@@ -36,14 +36,24 @@ void run_rows(const Call& call, std::int64_t numbers_per_row, RowsFunction<Call>
 
 #if defined(HEARTH_PICK)
 void rms_norm(Isa isa, const RmsNormCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, rms_norm)); }
-void swiglu(Isa isa, const SwigluCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, swiglu)); }
+void glu(Isa isa, const GluCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, glu)); }
 void rope(Isa isa, const RopeCall& call) {
     run_rows(call, (call.num_heads + 2 * call.num_kv_heads) * call.head_dim, HEARTH_PICK(isa, rope));
 }
+void embed(Isa isa, const EmbedCall& call) {
+    if (call.is_packed) {
+        unpack_rows(call.table, call.token_ids, call.num_rows, call.size, call.format, call.out_number, call.out);
+    } else {
+        run_rows(call, call.size, HEARTH_PICK(isa, embed));
+    }
+}
+void add_scaled(Isa isa, const AddScaledCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, add_scaled)); }
 #else  // every instruction set is missing here, so these are never called
 void rms_norm(Isa, const RmsNormCall&) {}
-void swiglu(Isa, const SwigluCall&) {}
+void glu(Isa, const GluCall&) {}
 void rope(Isa, const RopeCall&) {}
+void embed(Isa, const EmbedCall&) {}
+void add_scaled(Isa, const AddScaledCall&) {}
 #endif
 
 }  // namespace hearth

@@ -1,5 +1,5 @@
 // What happens to one row of a pack between matrix products: RMSNorm with the residual sum before it,
-// rotary embedding with the write of keys and values, and SwiGLU.
+// rotary embedding with the write of keys and values, gated units, and the embedding before them all.
 //
 // Order of arithmetic: every row is computed alone, in an order that depends on its length and the
 // instruction set, never on the number of rows, their position or the threads.
@@ -12,24 +12,51 @@
 
 namespace hearth {
 
-// out = h / sqrt(mean(h^2) + eps) * weight, where h = x, or x + delta rounded to the rows' type and
-// written to sum. delta and sum: both or neither.
+// out = h / sqrt(mean(h^2) + eps) * weight, where h = x, or x + delta rounded to their type and
+// written to sum. delta and sum: both or neither. A residual stream in float32 between layers in bf16
+// has number f32 and out_number bf16; other pairs are of one type.
 struct RmsNormCall {
     const void *x, *delta, *weight;
     void *sum, *out;                              // contiguous rows
     std::int64_t x_stride, delta_stride;
     std::int64_t num_rows, size;
     float eps;
-    Number number;
+    Number number;                                // of x, delta and sum
+    Number out_number;                            // of weight and out
 };
 
-// out = silu(gate) * up; silu is rounded to the rows' type before the product.
-struct SwigluCall {
+// What a gate passes through. gelu: the form with tanh.
+enum class Activation : int { silu = 0, gelu = 1 };
+
+// out = activation(gate) * up; the activation is rounded to the rows' type before the product.
+struct GluCall {
     const void *gate, *up;
     void* out;                                    // contiguous rows
     std::int64_t gate_stride, up_stride;
     std::int64_t num_rows, size;
     Number number;
+    Activation activation;
+};
+
+// y = y + scale * delta, rounded to the type of y.
+struct AddScaledCall {
+    void* y;                                      // contiguous rows
+    const float* delta;                           // contiguous rows
+    std::int64_t num_rows, size;
+    float scale;
+    Number number;                                // of y
+};
+
+// out = the rows of a table that token ids name; bf16 ones may be widened to float32.
+struct EmbedCall {
+    const void* table;                            // contiguous rows
+    const std::int64_t* token_ids;
+    void* out;                                    // contiguous rows
+    std::int64_t num_rows, size;
+    Number number;                                // of the table
+    Number out_number;
+    bool is_packed = false;                       // the table is a packed weight (linear.h)
+    Format format = Format::f32;                  // of a packed one
 };
 
 // Turns the heads of q and k by the rows' angles and copies v. Row t of k and v goes to row slots[t] of
@@ -48,14 +75,20 @@ struct RopeCall {
 // Rows [row, row_end) of a call.
 void rms_norm_avx2(const RmsNormCall& call, std::int64_t row, std::int64_t row_end);
 void rms_norm_avx512(const RmsNormCall& call, std::int64_t row, std::int64_t row_end);
-void swiglu_avx2(const SwigluCall& call, std::int64_t row, std::int64_t row_end);
-void swiglu_avx512(const SwigluCall& call, std::int64_t row, std::int64_t row_end);
+void glu_avx2(const GluCall& call, std::int64_t row, std::int64_t row_end);
+void glu_avx512(const GluCall& call, std::int64_t row, std::int64_t row_end);
 void rope_avx2(const RopeCall& call, std::int64_t row, std::int64_t row_end);
 void rope_avx512(const RopeCall& call, std::int64_t row, std::int64_t row_end);
+void add_scaled_avx2(const AddScaledCall& call, std::int64_t row, std::int64_t row_end);
+void add_scaled_avx512(const AddScaledCall& call, std::int64_t row, std::int64_t row_end);
+void embed_avx2(const EmbedCall& call, std::int64_t row, std::int64_t row_end);
+void embed_avx512(const EmbedCall& call, std::int64_t row, std::int64_t row_end);
 
 // The whole call on the pool. The instruction set must not be missing.
 void rms_norm(Isa isa, const RmsNormCall& call);
-void swiglu(Isa isa, const SwigluCall& call);
+void glu(Isa isa, const GluCall& call);
 void rope(Isa isa, const RopeCall& call);
+void embed(Isa isa, const EmbedCall& call);
+void add_scaled(Isa isa, const AddScaledCall& call);
 
 }  // namespace hearth

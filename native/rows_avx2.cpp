@@ -3,15 +3,19 @@
 namespace hearth {
 
 void rms_norm_avx2(const RmsNormCall& call, std::int64_t row, std::int64_t row_end) {
-    for_rows(call, row, row_end, rms_norm_row<std::uint16_t>, rms_norm_row<float>);
+    rms_norm_rows(call, row, row_end);
 }
 
-void swiglu_avx2(const SwigluCall& call, std::int64_t row, std::int64_t row_end) {
-    for_rows(call, row, row_end, swiglu_row<std::uint16_t>, swiglu_row<float>);
-}
+void glu_avx2(const GluCall& call, std::int64_t row, std::int64_t row_end) { glu_rows(call, row, row_end); }
 
 void rope_avx2(const RopeCall& call, std::int64_t row, std::int64_t row_end) {
     for_rows(call, row, row_end, rope_row<std::uint16_t>, rope_row<float>);
 }
+
+void add_scaled_avx2(const AddScaledCall& call, std::int64_t row, std::int64_t row_end) {
+    for_rows(call, row, row_end, add_scaled_row<std::uint16_t>, add_scaled_row<float>);
+}
+
+void embed_avx2(const EmbedCall& call, std::int64_t row, std::int64_t row_end) { embed_rows(call, row, row_end); }
 
 }  // namespace hearth

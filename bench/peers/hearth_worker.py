@@ -7,7 +7,7 @@ import time
 from worker import serve
 
 import openhearth
-from openhearth.bench import Case, open_engine, run_prompts, weight_format
+from openhearth.bench import Case, open_engine, run_prompts, weights_name
 
 
 class Hearth:
@@ -17,7 +17,7 @@ class Hearth:
         options = {name: value for name, value in settings.items() if name != "threads"}
         self.model = openhearth.load(path, num_threads=settings["threads"], **options)
         self._shape, self._engine = None, None
-        self.flags = f"{weight_format(self.model)} weights, {settings['threads']} threads"
+        self.flags = f"{weights_name(self.model)} weights, {settings['threads']} threads"
 
     def run(self, prompts, new_tokens):
         shape = (len(prompts), len(prompts[0]), new_tokens)

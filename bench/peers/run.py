@@ -5,8 +5,8 @@ prompts on the same threads, one process each. First every engine's settings are
 kept (also the weights' format, where the row does not name one); then ours and each peer alternate, and a
 row's ratio is the median of the paired ratios. Peers that are not installed are named with the reason.
 
-`--quick`: one round against llama.cpp alone. `--out` also remembers which settings were best, and takes them
-again unless `--explore` is given. `report.py` makes the page.
+`--quick`: one round against llama.cpp alone. Which settings were best is remembered in FOLDER/chosen.json and
+taken again unless `--explore` is given. `../report.py` makes the page.
 """
 
 from __future__ import annotations
@@ -64,13 +64,14 @@ def list_runners(home: Path, threads: int, engines: list[str]) -> list[Runner]:
     return [runner for runner in found if runner.engine in engines and runner.model.exists()]
 
 
-def choose(runners: list[Runner], works: list[Case], vocab_size: int,
-           remembered: dict[str, Any]) -> dict[str, dict[str, Runner]]:
+def choose(runners: list[Runner], works: list[Case], vocab_size: int, memory: Path, *,
+           is_new: bool) -> dict[str, dict[str, Runner]]:
     """Return per row name and engine the runner to measure, its settings chosen.
 
-    remembered: `{row: {engine: {"weights", "settings"}}}` of an earlier run; filled with what is found.
+    memory: keeps `{row: {engine: {"weights", "settings"}}}`; taken from an earlier run unless is_new.
     """
     numbers, chosen = random.Random(1), {}
+    remembered = json.loads(memory.read_text(encoding="utf-8")) if memory.exists() and not is_new else {}
     for case in works:
         row = chosen.setdefault(case.name, {})
         able = [runner for runner in runners if not case.name.startswith("decode_")
@@ -96,6 +97,7 @@ def choose(runners: list[Runner], works: list[Case], vocab_size: int,
             if engine in row:
                 remembered.setdefault(case.name, {})[engine] = {
                     "weights": row[engine].weights, "settings": row[engine].chosen[case.name]}
+        memory.write_text(json.dumps(remembered, indent=1) + "\n", encoding="utf-8")
     return chosen
 
 
@@ -168,14 +170,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     works = [case for case in list_works() if case.name in options.works]
     spec = read_spec(open_checkpoint(options.home / "models" / GGUF_FILES["bf16"]))
     measured: list[tuple[Case, Runner, Runner, Pairs]] = []
-    memory = options.home / "chosen.json"
-    remembered = json.loads(memory.read_text()) if memory.exists() and not options.explore else {}
     record = {"machine": {}, "commit": read_commit(),
               "settings": {"threads": options.threads, "rounds": options.rounds}, "rows": [],
               "cold_start": [], "missing": missing}
     try:
-        chosen = choose(runners, works, spec.vocab_size, remembered)
-        memory.write_text(json.dumps(remembered, indent=1) + "\n", encoding="utf-8")
+        chosen = choose(runners, works, spec.vocab_size, options.home / "chosen.json",
+                        is_new=options.explore)
         for case in works:
             ours = chosen[case.name].pop("openhearth", None)
             if ours is None:

@@ -44,8 +44,9 @@ void check(Isa isa, const char* name, const std::int64_t* shape, Number number, 
     for (std::int64_t i = 0; i < outputs * inputs; ++i) {
         if (back.get(i) != weight.get(i)) return expect(false, "unpacking", name, shape);
     }
-    linear(isa, LinearCall{x.memory.as<char>(), inputs, packed.as<char>(), bias.as<float>(), out.memory.as<char>(),
-                           outputs, rows, outputs, inputs, number, out_number});
+    const LinearCall call{x.memory.as<char>(), inputs, packed.as<char>(), bias.as<float>(), out.memory.as<char>(),
+                           outputs, rows, outputs, inputs, number, out_number};
+    linear(isa, &call, 1);
     for (std::int64_t t = 0; t < rows; ++t) {
         for (std::int64_t n = 0; n < outputs; ++n) {
             double sum = bias.as<float>()[n], size = std::fabs(sum);
@@ -72,7 +73,8 @@ void check_tile_config() {
     std::uint16_t x[32] = {}, out[32] = {};
     alignas(64) std::uint16_t weight[32 * 32] = {};
     __asm__ volatile("ldtilecfg %0" ::"m"(before) : "memory");
-    linear(Isa::amx, LinearCall{x, 32, weight, nullptr, out, 32, 1, 32, 32, Number::bf16, Number::bf16});
+    const LinearCall call{x, 32, weight, nullptr, out, 32, 1, 32, 32, Format::bf16, Number::bf16};
+    linear(Isa::amx, &call, 1);
     __asm__ volatile("sttilecfg %0" : "=m"(after)::"memory");
     __asm__ volatile("tilerelease");
     const std::int64_t shape[3] = {1, 32, 32};

@@ -1,4 +1,4 @@
-// Runs RMSNorm, SwiGLU, rope and attention on every instruction set this CPU has, with buffers that end (or
+// Runs RMSNorm, gated units, embedding, rope and attention on every instruction set this CPU has, with buffers that end (or
 // start) at a page that may not be touched, and compares with sums in double. Built and run by check/run.sh.
 #include <cmath>
 #include <cstdint>
@@ -35,11 +35,11 @@ struct Drawn : Numbers {
     void* address() const { return memory.as<char>(); }
 };
 
-void check_norm_and_gate(Isa isa, std::int64_t rows, std::int64_t size, Number number, bool is_at_end) {
-    Drawn x(rows * size, number, is_at_end), delta(rows * size, number, is_at_end), weight(size, number, is_at_end);
-    Drawn sum(rows * size, number, is_at_end), out(rows * size, number, is_at_end);
+void check_norm(Isa isa, std::int64_t rows, std::int64_t size, Number number, Number out_number, bool is_at_end) {
+    Drawn x(rows * size, number, is_at_end), delta(rows * size, number, is_at_end), weight(size, out_number, is_at_end);
+    Drawn sum(rows * size, number, is_at_end), out(rows * size, out_number, is_at_end);
     rms_norm(isa, RmsNormCall{x.address(), delta.address(), weight.address(), sum.address(), out.address(), size,
-                              size, rows, size, 1e-5f, number});
+                              size, rows, size, 1e-5f, number, out_number});
     for (std::int64_t t = 0; t < rows; ++t) {
         double squares = 0;
         for (std::int64_t i = 0; i < size; ++i) squares += double(sum.get(t * size + i)) * sum.get(t * size + i);
@@ -47,13 +47,30 @@ void check_norm_and_gate(Isa isa, std::int64_t rows, std::int64_t size, Number n
             const std::int64_t at = t * size + i;
             expect(is_near(sum.get(at), double(x.get(at)) + delta.get(at), 0.01, number), "sum", rows, size);
             const double wanted = sum.get(at) / std::sqrt(squares / double(size) + 1e-5) * weight.get(i);
-            expect(is_near(out.get(at), wanted, 0.01, number), "norm", rows, size);
+            expect(is_near(out.get(at), wanted, 0.01, out_number), "norm", rows, size);
         }
     }
-    swiglu(isa, SwigluCall{x.address(), delta.address(), out.address(), size, size, rows, size, number});
+}
+
+void check_embed(Isa isa, std::int64_t rows, std::int64_t size, Number number, Number out_number, bool is_at_end) {
+    Drawn table(rows * size, number, is_at_end), out(rows * size, out_number, is_at_end);
+    std::vector<std::int64_t> token_ids;
+    for (std::int64_t t = 0; t < rows; ++t) token_ids.push_back(rows - 1 - t);
+    embed(isa, EmbedCall{table.address(), token_ids.data(), out.address(), rows, size, number, out_number});
     for (std::int64_t at = 0; at < rows * size; ++at) {
-        const double gate = x.get(at), wanted = gate / (1 + std::exp(-gate)) * delta.get(at);
-        expect(is_near(out.get(at), wanted, 0.01, number), "gate", rows, size);
+        expect(out.get(at) == table.get((rows - 1 - at / size) * size + at % size), "embedding", rows, size);
+    }
+}
+
+void check_gate(Isa isa, std::int64_t rows, std::int64_t size, Number number, bool is_at_end) {
+    Drawn x(rows * size, number, is_at_end), delta(rows * size, number, is_at_end), out(rows * size, number, is_at_end);
+    for (Activation activation : {Activation::silu, Activation::gelu}) {
+        glu(isa, GluCall{x.address(), delta.address(), out.address(), size, size, rows, size, number, activation});
+        for (std::int64_t at = 0; at < rows * size; ++at) {
+            const double gate = x.get(at);
+            const double inner = activation == Activation::silu ? gate : 1.5957691216 * (gate + 0.044715 * gate * gate * gate);
+            expect(is_near(out.get(at), gate / (1 + std::exp(-inner)) * delta.get(at), 0.01, number), "gate", rows, size);
+        }
     }
 }
 
@@ -135,7 +152,13 @@ void check(Isa isa) {
         const Number number = variant & 1 ? Number::bf16 : Number::f32;
         const bool is_at_end = (variant & 2) != 0;
         for (std::int64_t size : {1, 7, 8, 9, 16, 31, 33, 100, 576}) {
-            for (std::int64_t rows : {0, 1, 3, 60}) check_norm_and_gate(isa, rows, size, number, is_at_end);
+            for (std::int64_t rows : {0, 1, 3, 60}) {
+                check_gate(isa, rows, size, number, is_at_end);
+                check_norm(isa, rows, size, number, number, is_at_end);
+                check_norm(isa, rows, size, Number::f32, number, is_at_end);
+                check_embed(isa, rows, size, number, number, is_at_end);
+                check_embed(isa, rows, size, number, Number::f32, is_at_end);
+            }
         }
         const Layout layouts[] = {{4, 4, 16}, {6, 2, 64}, {5, 1, 34}, {40, 1, 2}};
         for (const Layout& layout : layouts) {

@@ -24,9 +24,9 @@ from openhearth import chat, formats, hardware, hub
 from openhearth.config import Config
 from openhearth.engine import Engine, EngineSettings, Request, RequestTimings, Sampling, TokenEvent
 from openhearth.errors import TemplateError, UsageError
-from openhearth.kernels.select import set_num_threads
+from openhearth.kernels import select
 from openhearth.models import load_model
-from openhearth.spec import ModelSpec, choose_dtype, read_spec
+from openhearth.spec import ModelSpec, WeightChoice, choose_weights, read_spec
 
 DEFAULT_MAX_TOKENS = 1024
 FALLBACK_SAMPLING = {"temperature": 0.7}
@@ -97,6 +97,7 @@ def load(
     ref: str | None = None,
     *,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto",
     context_length: int | None = None,
     num_threads: int | None = None,
     config: Config | None = None,
@@ -105,7 +106,7 @@ def load(
 ) -> LocalModel:
     """Load a model, fetching it first when it is not on disk.
 
-    ref: see `hub.parse_ref`; None is the catalogue's default. dtype: see `spec.choose_dtype`.
+    ref: see `hub.parse_ref`; None is the catalogue's default. dtype, weights: see `spec.choose_weights`.
     context_length: caps the model's own, in tokens.
     num_threads: None uses every core this process may use. on_load: called with bytes done and
     bytes in all while weights are read.
@@ -123,12 +124,13 @@ def load(
     _check_context(spec, context_length)
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
-    set_num_threads(num_threads or hardware.usable_cores())
-    chosen = choose_dtype(dtype, spec)
-    model = load_model(checkpoint, spec, dtype=_DTYPES[chosen], on_progress=on_load)
+    select.set_num_threads(num_threads or hardware.usable_cores())
+    chosen = choose_weights(weights, dtype, checkpoint, spec, has_native=select.chosen().is_native)
+    model = load_model(checkpoint, spec, dtype=_DTYPES[chosen.dtype], weights=chosen.form,
+                       on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256,
                     settings=EngineSettings(context_length=context_length))
-    return LocalModel(stored, tokenizer, template, engine, dtype=chosen,
+    return LocalModel(stored, tokenizer, template, engine, weights=chosen,
                       default_sampling=default_sampling(stored, checkpoint, config),
                       load_s=time.perf_counter() - started)
 
@@ -150,14 +152,15 @@ class LocalModel:
     """
 
     def __init__(self, stored: hub.StoredModel, tokenizer: chat.Tokenizer,
-                 template: chat.ChatTemplate | None, engine: Engine, *, dtype: str,
+                 template: chat.ChatTemplate | None, engine: Engine, *, weights: WeightChoice,
                  default_sampling: Mapping[str, float], load_s: float) -> None:
         self.stored = stored
         self.spec: ModelSpec = engine.model.spec
         self.tokenizer = tokenizer
         self.template = template
         self.engine = engine
-        self.dtype = dtype
+        self.weights = weights
+        self.dtype = weights.dtype
         self.load_s = load_s
         self.default_sampling = dict(default_sampling)
         self._lock = threading.RLock()

@@ -26,7 +26,7 @@ from openhearth.local import LocalModel
 from openhearth.spec import ModelSpec
 
 FOREIGN_LIMIT = 0.1
-_DTYPE_NAMES = {"bfloat16": "bf16", "float32": "f32"}
+_FORM_NAMES = {"bfloat16": "bf16", "float32": "f32", "int8": "q8", "int4": "q4"}
 _NUMBER_BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -77,15 +77,18 @@ class Yardsticks:
 OnRound = Callable[[Case, int, int], None]
 
 
-def weight_format(model: LocalModel) -> str:
-    """Return `f32` or `bf16`: the format that the model's matrices are held in."""
-    return _DTYPE_NAMES[model.dtype]
+def weights_name(model: LocalModel) -> str:
+    """Return how row names call a model's weights: f32, bf16, q8 or q4; mixed ones by the largest share."""
+    if model.weights.form != "stored":
+        return _FORM_NAMES[model.weights.form]
+    stored = model.spec.dtype
+    return stored[:2] if stored in ("q8_0", "q4_0", "q4_1", "q4_k") else "bf16"
 
 
 def list_cases(weights: str, *, is_quick: bool) -> list[Case]:
     """Return the rows of a benchmark; quick ones are the same rows with fewer new tokens.
 
-    weights: see `weight_format`.
+    weights: see `weights_name`.
     """
     decode_tokens, batch_tokens = (48, 16) if is_quick else (256, 128)
     return [Case(f"decode_{weights}", "decode", 1, 32, decode_tokens),
@@ -106,7 +109,7 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
     if not fitting:
         return
     engine = open_engine(model, max(fitting, key=lambda case: case.num_sequences * case.context_tokens))
-    weight_bytes = weight_bytes_read(spec, _NUMBER_BYTES[model.dtype])
+    weight_bytes = weight_bytes_read(spec, model.weights.num_bytes / spec.num_parameters)
     numbers = random.Random(0)
     _run_round(engine, Case("warm-up", "batch", 1, 16, 4), spec.vocab_size, numbers)
     for case in fitting:
@@ -171,10 +174,10 @@ def _run_round(engine: Engine, case: Case, vocab_size: int, numbers: random.Rand
     return rate_of(case, run_prompts(engine, prompts, case.new_tokens))
 
 
-def weight_bytes_read(spec: ModelSpec, number_bytes: int) -> int:
+def weight_bytes_read(spec: ModelSpec, number_bytes: float) -> int:
     """Return the weight bytes that one decode step reads: all but a separate embedding table."""
     table = 0 if spec.is_tied else spec.vocab_size * spec.hidden_size
-    return (spec.num_parameters - table) * number_bytes
+    return round((spec.num_parameters - table) * number_bytes)
 
 
 def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:

@@ -125,7 +125,7 @@ def answer_record(model: LocalModel, answer: Answer, sampling: Mapping[str, Any]
         "finish_reason": answer.finish_reason, "weights": answer.weights_sha256,
         "timings": asdict(answer.timings), "seed": answer.seed,
         "sampling": {key: value for key, value in sampling.items() if key != "seed"},
-        "model": model.stored.name, "dtype": model.dtype,
+        "model": model.stored.name, "dtype": model.dtype, "weights_form": model.weights.form,
         "predicted": dict(predicted), "measured": dict(measured),
     }
     if any(answer.top_logprobs):

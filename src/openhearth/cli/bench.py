@@ -11,7 +11,7 @@ import typer
 from openhearth.cli.output import print_fields, print_json, print_note, print_table
 
 if TYPE_CHECKING:
-    from openhearth.bench import Case, Rate, Row
+    from openhearth.bench import Case, Rate, Row, StepProfile
     from openhearth.local import LocalModel
 
 _ROUNDS = 3
@@ -24,7 +24,10 @@ def command(
     quick: bool = typer.Option(False, "--quick", help="Fewer tokens and rounds; numbers vary more."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="As for `hearth run`."),
+    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = typer.Option(
+        "auto", "--weights", help="As for `hearth run`."),
     threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
+    profile: bool = typer.Option(False, "--profile", help="Also show where a step's time goes, by kernel."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
 ) -> None:
     """Measure decode, prefill and batched speed, and the memory and matrix rates behind them."""
@@ -32,17 +35,17 @@ def command(
     from openhearth.config import Config
 
     config = Config.from_env()
-    settings = LoadSettings(dtype=dtype, num_threads=threads)
+    settings = LoadSettings(dtype=dtype, weights=weights, num_threads=threads)
     stored = fetch_model(model, config, before_fetch=lambda: None)
     loaded = load_stored(stored, model, config, settings)
-    record = run_bench(loaded, is_quick=quick)
+    record = run_bench(loaded, is_quick=quick, is_profiled=profile)
     if json:
         print_json(record)
     else:
         _print_report(record)
 
 
-def run_bench(model: LocalModel, *, is_quick: bool) -> dict[str, Any]:
+def run_bench(model: LocalModel, *, is_quick: bool, is_profiled: bool = False) -> dict[str, Any]:
     """Measure the machine, then the model; returns the JSON record."""
     import torch
 
@@ -54,10 +57,14 @@ def run_bench(model: LocalModel, *, is_quick: bool) -> dict[str, Any]:
     progress.show("measuring memory and matrix rates")
     bandwidth = bench.measure_bandwidth()
     matmul = {name: bench.measure_matmul(getattr(torch, name)) for name in ("float32", "bfloat16")}
-    cases = bench.list_cases(bench.weight_format(model), is_quick=is_quick)
+    cases = bench.list_cases(bench.weights_name(model), is_quick=is_quick)
     yardsticks = bench.Yardsticks(bandwidth.median, matmul[model.dtype].median)
     rows = list(bench.measure_rows(model, cases, yardsticks, num_rounds=num_rounds,
                                    on_round=progress.show_round))
+    profiles = {}
+    if is_profiled:
+        progress.show("profiling steps")
+        profiles = {"profile": [_profile_record(step) for step in bench.profile_steps(model, yardsticks)]}
     progress.clear()
     cpu = hardware.read_cpu()
     done = {row.case.name for row in rows}
@@ -66,12 +73,15 @@ def run_bench(model: LocalModel, *, is_quick: bool) -> dict[str, Any]:
     return {
         "rows": {row.case.name: _row_record(row) for row in rows},
         "left_out": left_out,
+        **profiles,
         "machine": {"cpu": cpu.model, "features": list(cpu.feature_names), "cores": cpu.num_usable,
                     "last_cache_bytes": cpu.last_cache_bytes,
                     "memory_bytes": hardware.read_memory().total_bytes,
                     "bandwidth_bytes_per_s": _rate_record(bandwidth),
                     "matmul_flops_per_s": {name: _rate_record(rate) for name, rate in matmul.items()}},
-        "settings": {"dtype": model.dtype, "threads": torch.get_num_threads(), "is_quick": is_quick,
+        "settings": {"dtype": model.dtype, "weights": model.weights.form,
+                     "weights_bytes": model.weights.num_bytes,
+                     "threads": torch.get_num_threads(), "is_quick": is_quick,
                      "rounds": num_rounds},
         "model": {"name": model.stored.name, "source": model.stored.source,
                   "weights": model.stored.weights_sha256, "parameters": model.spec.num_parameters},
@@ -92,6 +102,29 @@ def _row_record(row: Row) -> dict[str, Any]:
     return record | {"share_of_limit": round(row.share, 4)}
 
 
+def _profile_record(step: StepProfile) -> dict[str, Any]:
+    kernels = [{"kernel": kernel.name, "calls": kernel.num_calls, "seconds": round(kernel.seconds, 9),
+                "share_of_step": round(kernel.seconds / step.seconds, 4), "bytes": kernel.num_bytes,
+                "flops": kernel.flops, "share_of_limit": round(kernel.share_of_limit, 4)}
+               for kernel in step.kernels]
+    return {"work": step.work, "sequences": step.num_sequences, "context_tokens": step.context_tokens,
+            "seconds": round(step.seconds, 9), "kernels": kernels}
+
+
+def _print_profile(step: dict[str, Any]) -> None:
+    print(f"\n{step['work']}: {step['seconds'] * 1e3:.2f} ms, {step['sequences']} sequences, "
+          f"context {step['context_tokens']}")
+    rows = []
+    for kernel in step["kernels"]:
+        seconds = kernel["seconds"]
+        rates = [f"{kernel[unit] / seconds / 1e9:.1f}" if kernel[unit] and seconds else ""
+                 for unit in ("bytes", "flops")]
+        limit = f"{100 * kernel['share_of_limit']:.0f}%" if kernel["bytes"] else ""
+        rows.append([kernel["kernel"], str(kernel["calls"]), f"{seconds * 1e3:.3f}",
+                     f"{100 * kernel['share_of_step']:.0f}%", *rates, limit])
+    print_table(["kernel", "calls", "ms", "of step", "GB/s", "GFLOP/s", "of limit"], rows)
+
+
 def _print_report(record: dict[str, Any]) -> None:
     rows = [[name, f"{row['tokens_per_s']:.1f}", f"{row['low']:.1f} - {row['high']:.1f}",
              f"{100 * row['share_of_limit']:.0f}%"] for name, row in record["rows"].items()]
@@ -100,13 +133,16 @@ def _print_report(record: dict[str, Any]) -> None:
     machine, settings, versions = record["machine"], record["settings"], record["versions"]
     print_fields({
         "model": f"{record['model']['name']}, weights {record['model']['weights'][:16]}",
-        "settings": f"{settings['dtype']}, {settings['threads']} threads, {settings['rounds']} rounds",
+        "settings": f"weights {settings['weights']}, {settings['dtype']}, {settings['threads']} threads, "
+                    f"{settings['rounds']} rounds",
         "cpu": f"{machine['cpu']}: {', '.join(machine['features'])}",
         "bandwidth": f"{machine['bandwidth_bytes_per_s']['median'] / 1e9:.1f} GB/s",
         "matmul": ", ".join(f"{name} {rate['median'] / 1e9:.0f} GFLOP/s"
                             for name, rate in machine["matmul_flops_per_s"].items()),
         "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
     })
+    for step in record.get("profile", ()):
+        _print_profile(step)
     for name, reason in record["left_out"].items():
         print_note(f"{name} was left out: {reason}")
     loads = [row["foreign_load"] for row in record["rows"].values() if "foreign_load" in row]

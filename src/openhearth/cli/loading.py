@@ -33,6 +33,7 @@ class LoadSettings:
     """
 
     dtype: str = "auto"
+    weights: str = "auto"
     context_length: int | None = None
     num_threads: int | None = None
 
@@ -63,8 +64,9 @@ def load_stored(stored: StoredModel, ref: str | None, config: Config, settings: 
     with WaitLine(f"loading {stored.name}") as line:
         from openhearth.local import load
 
-        return load(ref, dtype=settings.dtype, context_length=settings.context_length,
-                    num_threads=settings.num_threads, config=config, on_load=line.update)
+        return load(ref, dtype=settings.dtype, weights=settings.weights,
+                    context_length=settings.context_length, num_threads=settings.num_threads, config=config,
+                    on_load=line.update)
 
 
 def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int) -> MemoryPlan:
@@ -74,10 +76,13 @@ def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int)
     """
     from openhearth import formats, spec
     from openhearth.cli.memory import plan_memory
+    from openhearth.kernels import select
 
-    model = spec.read_spec(formats.open_checkpoint(stored.path))
-    dtype = spec.choose_dtype(settings.dtype, model)
-    return plan_memory(model, dtype, min(num_tokens, settings.context_length or num_tokens))
+    checkpoint = formats.open_checkpoint(stored.path)
+    model = spec.read_spec(checkpoint)
+    weights = spec.choose_weights(settings.weights, settings.dtype, checkpoint, model,
+                                  has_native=select.chosen().is_native)
+    return plan_memory(model, weights, min(num_tokens, settings.context_length or num_tokens))
 
 
 def print_prediction(stored: StoredModel, plan: MemoryPlan) -> None:

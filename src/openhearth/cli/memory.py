@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from openhearth.spec import ModelSpec
+from openhearth.spec import ModelSpec, WeightChoice
 from openhearth.units import format_bytes
 
 _NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
@@ -16,37 +16,43 @@ _ACTIVATION_TOKENS = 512
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes a run will hold at its peak. Example: ``MemoryPlan(269030016, 25344000, 450887680, 1100)``."""
+    """Bytes a run will hold at its peak, and in which form the weights are.
+
+    Example: ``MemoryPlan(98009856, 25344000, 450887680, 1100, "stored: Q4_1 as in the file")``.
+    """
 
     weights_bytes: int
     cache_bytes: int
     workspace_bytes: int
     cached_tokens: int
+    weights: str
 
     @property
     def total_bytes(self) -> int:
         return self.weights_bytes + self.cache_bytes + self.workspace_bytes
 
 
-def plan_memory(spec: ModelSpec, dtype: str, cached_tokens: int) -> MemoryPlan:
+def plan_memory(spec: ModelSpec, weights: WeightChoice, cached_tokens: int) -> MemoryPlan:
     """Predict the peak of one answer.
 
-    weights: parameters times bytes per number. cache: keys and values of the tokens that will be
+    weights: as packed. cache: keys and values of the tokens that will be
     written. workspace: the runtime, one prefill step's activations (four rows of model width, two of
     the feed-forward width, per token) and one row of float32 logits with its sorted copy and ids.
     """
-    number_bytes = _NUMBER_BYTES[dtype]
+    number_bytes = _NUMBER_BYTES[weights.dtype]
     cached_tokens = min(cached_tokens, spec.max_position)
     rows = min(_ACTIVATION_TOKENS, cached_tokens)
     activations = rows * (4 * spec.hidden_size + 2 * spec.intermediate_size) * 4
     logits = spec.vocab_size * (4 + 4 + 8)
-    return MemoryPlan(weights_bytes=spec.num_parameters * number_bytes,
+    return MemoryPlan(weights_bytes=weights.num_bytes,
                       cache_bytes=spec.kv_bytes_per_token(number_bytes) * cached_tokens,
-                      workspace_bytes=_RUNTIME_BYTES + activations + logits, cached_tokens=cached_tokens)
+                      workspace_bytes=_RUNTIME_BYTES + activations + logits, cached_tokens=cached_tokens,
+                      weights=f"{weights.form}: {weights.reason}")
 
 
 def describe_plan(plan: MemoryPlan, available_bytes: int) -> str:
     """Return the sentence that `hearth run --verbose` prints before loading."""
-    return (f"needs about {format_bytes(plan.total_bytes)}: weights {format_bytes(plan.weights_bytes)}, "
+    return (f"needs about {format_bytes(plan.total_bytes)}: "
+            f"weights {format_bytes(plan.weights_bytes)} ({plan.weights}), "
             f"cache for {plan.cached_tokens} tokens {format_bytes(plan.cache_bytes)}, "
             f"workspace {format_bytes(plan.workspace_bytes)}; {format_bytes(available_bytes)} available")

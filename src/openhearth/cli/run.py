@@ -43,6 +43,8 @@ def command(
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="Numbers to compute in; auto goes by the "
                                                                   "weights and the CPU."),
+    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = typer.Option(
+        "auto", "--weights", help="Form of the weights; auto keeps the file's, or what memory holds."),
     context: int = typer.Option(None, "--context", help="Context length in tokens. Default: the model's."),
     threads: int = typer.Option(None, "--threads", min=1, help="CPU threads. Default: every usable core."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
@@ -65,7 +67,7 @@ def command(
              "frequency_penalty": frequency_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
              "max_tokens": max_tokens, "num_logprobs": top_logprobs or None}
     run = _Run(model, {name: value for name, value in given.items() if value is not None},
-               LoadSettings(dtype, context, threads), is_quiet=quiet, is_verbose=verbose or json)
+               LoadSettings(dtype, weights, context, threads), is_quiet=quiet, is_verbose=verbose or json)
     if prompt is None:
         if raw or json or logprobs or top_logprobs:
             raise UsageError("there is no prompt", why="--raw, --json and --logprobs need one",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openhearth.engine.memory import PagedCache, available_bytes, choose_num_pages
-from openhearth.engine.packing import pack
+from openhearth.engine.packing import Batch, pack
 from openhearth.engine.pages import PageTable
 from openhearth.engine.penalties import TokenCounts, needs_counts
 from openhearth.engine.records import (
@@ -35,6 +35,8 @@ from openhearth.engine.settings import EngineSettings
 from openhearth.engine.tracking import Collector, Ledger
 from openhearth.errors import HearthError, PromptTooLong, QueueFull, UsageError
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.lora import AdapterRows
+from openhearth.models import Adapter, AdapterWeights, attach, detach, find_adapter, record
 
 _ROWS_AT_ONCE = 64
 """Rows of logits held at a time; a vocabulary row is up to a megabyte."""
@@ -46,7 +48,7 @@ class Engine:
     model: `forward(token_ids_T, positions_T, attn) -> hidden_TD`, `logits(hidden_RD) -> float32
     logits_RV`, `spec`, `dtype`. weights_version: identifies the weights, in results and in the prefix
     cache. context_length: tokens that prompt and completion may have together, the least of model,
-    settings and cache.
+    settings and cache. program: the recorded forward that steps run, None where the kernels cannot.
     Raises: NotEnoughMemory when the smallest useful cache does not fit; UsageError for a context
     longer than the model's. Example: ``Engine(model, weights_version=stored.weights_sha256)``.
     """
@@ -65,6 +67,7 @@ class Engine:
         self.scheduler = Scheduler(self.pages, max_batch_tokens=settings.max_batch_tokens,
                                    max_num_sequences=settings.max_num_sequences)
         self._cache = PagedCache(model.spec, num_pages, settings.page_size, model.dtype, self.device)
+        self._record()
         self._ledger = Ledger()
         self._live: dict[int, dict[int, Running]] = {}
         self._events: list[TokenEvent] = []
@@ -80,15 +83,18 @@ class Engine:
         """Put a request into the line; returns the id that its events carry.
 
         Raises, before anything is queued: PromptTooLong, QueueFull; UsageError for token ids that
-        the vocabulary does not have.
+        the vocabulary does not have and for an adapter that is not attached.
         """
         self._check(request)
         sampling, prompt = request.sampling, request.prompt_token_ids
         request_id = self._num_requests
         self._num_requests += 1
+        adapter = None if request.adapter is None else find_adapter(self.model, request.adapter)
         sequences = [
             Running(request_id, index, self._num_sequences + index, sampling, list(prompt), len(prompt),
-                    counts=TokenCounts(prompt) if needs_counts(sampling) else None)
+                    counts=TokenCounts(prompt) if needs_counts(sampling) else None,
+                    adapter_slot=None if adapter is None else adapter.slot,
+                    root=self.pages.root_of(None if adapter is None else adapter.version))
             for index in range(request.n)]
         self._num_sequences += request.n
         self._live[request_id] = {sequence.index: sequence for sequence in sequences}
@@ -105,11 +111,32 @@ class Engine:
             if chunks:
                 self._copy_pages()
                 self._ledger.start(chunks)
+                chunks.sort(key=_adapter_slot)  # rows of one adapter side by side are one product
                 batch = pack(chunks, self._cache.kv, self.device)
-                hidden_TD = self.model.forward(batch.token_ids_T, batch.positions_T, batch.attn)
+                hidden_TD = self._run(batch)
                 self._draw(chunks, hidden_TD, batch.last_rows)
         events, self._events = self._events, []
         return events
+
+    def attach(self, name: str, weights: AdapterWeights) -> Adapter:
+        """Let requests take an adapter by name, mixed with others in one batch.
+
+        Raises: UsageError for a name in use or weights that do not fit the model; nothing changes then.
+        """
+        adapter = attach(self.model, name, weights)
+        self._record()
+        return adapter
+
+    def detach(self, name: str) -> None:
+        """Forget an adapter. Raises: UsageError when there is none of that name, or a request takes it."""
+        slot = find_adapter(self.model, name).slot
+        users = [request_id for request_id, rest in self._live.items()
+                 if any(sequence.adapter_slot == slot for sequence in rest.values())]
+        if users:
+            raise UsageError(f"adapter `{name}` is in use", why=f"by {len(users)} requests",
+                             hint="let them end, or cancel them")
+        detach(self.model, name)
+        self._record()
 
     def cancel(self, request_id: int, index: int | None = None) -> None:
         """End one completion of a request, or all of them; their pages are free on return.
@@ -127,7 +154,7 @@ class Engine:
 
         Raises: as `submit`, and the error of a request that ended with one; the others are cancelled.
         """
-        collector = Collector(self.weights_version)
+        collector = Collector()
         queue = list(reversed(requests))
         ids: list[int] = []
         others: list[TokenEvent] = []
@@ -135,7 +162,8 @@ class Engine:
             while queue or not collector.is_complete:
                 while queue and (not self.has_work or self._has_room(queue[-1].n)):
                     ids.append(self.submit(queue[-1]))
-                    collector.open(ids[-1], queue.pop().n)
+                    request = queue.pop()
+                    collector.open(ids[-1], request.n, self._version_of(request))
                 events = self.step()
                 others += [event for event in events if event.request_id not in ids]
                 for event in events:
@@ -147,7 +175,7 @@ class Engine:
         return [collector.completions(request_id, self.timings(request_id).cached_tokens)
                 for request_id in ids]
 
-    def score(self, prompt_token_ids: Sequence[int]) -> list[float]:
+    def score(self, prompt_token_ids: Sequence[int], adapter: str | None = None) -> list[float]:
         """Return the logprob of every token but the first, given those before it, at temperature 1.
 
         Runs outside the cache, in one forward. Raises: PromptTooLong, UsageError.
@@ -160,8 +188,10 @@ class Engine:
         with torch.inference_mode():
             token_ids_T = torch.tensor(prompt, device=self.device)
             positions_T = torch.arange(len(prompt), device=self.device)
-            attn = AttnInput.without_cache((len(prompt),))
-            hidden_TD = self.model.forward(token_ids_T, positions_T, attn)
+            arguments = [token_ids_T, positions_T, AttnInput.without_cache((len(prompt),))]
+            if adapter is not None:
+                arguments.append(AdapterRows(((0, len(prompt), find_adapter(self.model, adapter).slot),)))
+            hidden_TD = self.model.forward(*arguments)
             scores: list[float] = []
             for start in range(0, len(prompt) - 1, _ROWS_AT_ONCE):
                 end = min(start + _ROWS_AT_ONCE, len(prompt) - 1)
@@ -195,6 +225,8 @@ class Engine:
                     f"{self.model.spec.max_position} tokens, the cache holds {self.cache_tokens}",
                 hint="a shorter prompt, or a longer --context where model and memory allow it")
         self._check_tokens(prompt)
+        if request.adapter is not None:
+            find_adapter(self.model, request.adapter)
         num_tokens = self.model.spec.vocab_size
         for token_id in sampling.logit_bias:
             _check_token("logit_bias", token_id, num_tokens)
@@ -215,8 +247,22 @@ class Engine:
         _check_token("the prompt", min(prompt), num_tokens)
         _check_token("the prompt", max(prompt), num_tokens)
 
+    def _version_of(self, request: Request) -> str:
+        if request.adapter is None:
+            return self.weights_version
+        return f"{self.weights_version}+{find_adapter(self.model, request.adapter).version}"
+
     def _has_room(self, count: int) -> bool:
         return self.scheduler.num_waiting + count <= self.settings.max_queued
+
+    def _record(self) -> None:
+        self.program = record(self.model, self._cache.kv)
+
+    def _run(self, batch: Batch) -> Tensor:
+        forward = self.model.forward if self.program is None else self.program.forward
+        if batch.adapters is None:
+            return forward(batch.token_ids_T, batch.positions_T, batch.attn)
+        return forward(batch.token_ids_T, batch.positions_T, batch.attn, batch.adapters)
 
     def _copy_pages(self) -> None:
         if self.scheduler.copies:
@@ -303,6 +349,11 @@ class Engine:
         if not rest:
             del self._live[sequence.request_id]
             self._ledger.close(sequence.request_id)
+
+
+def _adapter_slot(chunk: Chunk) -> int:
+    slot = chunk.sequence.adapter_slot
+    return -1 if slot is None else slot
 
 
 def _check_token(what: str, token_id: int, num_tokens: int) -> None:

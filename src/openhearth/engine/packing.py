@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from openhearth.engine.scheduler import Chunk
 from openhearth.kernels.attention.inputs import AttnInput, KvCache
+from openhearth.kernels.lora import AdapterRows
 
 
 @dataclass(frozen=True)
 class Batch:
     """One pack: arguments of the model's forward. last_rows: index in T of each chunk's last token.
+
+    adapters: None when no row takes one; neighbours with the same slot are one range.
 
     Example: a prompt of 3 tokens beside one decoding token has T = 4 and last_rows (2, 3).
     """
@@ -26,6 +30,7 @@ class Batch:
     positions_T: Tensor
     attn: AttnInput
     last_rows: tuple[int, ...]
+    adapters: AdapterRows | None = None
 
 
 def pack(chunks: Sequence[Chunk], cache: KvCache, device: torch.device) -> Batch:
@@ -53,7 +58,20 @@ def pack(chunks: Sequence[Chunk], cache: KvCache, device: torch.device) -> Batch
     attn = AttnInput(query_starts=tuple(starts), context_lens=tuple(chunk.end for chunk in chunks),
                      cache=cache, slots_T=_to(slots_T, device), page_table_SP=_to(page_table_SP, device))
     last_rows = tuple(end - 1 for end in starts[1:])
-    return Batch(_to(token_ids_T, device), _to(positions_T, device), attn, last_rows)
+    return Batch(_to(token_ids_T, device), _to(positions_T, device), attn, last_rows,
+                 _adapters(chunks, starts))
+
+
+def _adapters(chunks: Sequence[Chunk], starts: list[int]) -> AdapterRows | None:
+    ranges: list[tuple[int, int, int]] = []
+    for chunk, (start, end) in zip(chunks, itertools.pairwise(starts), strict=True):
+        slot = chunk.sequence.adapter_slot
+        if slot is None:
+            continue
+        if ranges and ranges[-1][1:] == (start, slot):
+            start = ranges.pop()[0]
+        ranges.append((start, end, slot))
+    return AdapterRows(tuple(ranges)) if ranges else None
 
 
 def _to(numbers: np.ndarray, device: torch.device) -> Tensor:

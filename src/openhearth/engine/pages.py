@@ -34,6 +34,12 @@ class PageTable:
         self._page_of_name: dict[bytes, int] = {}
         self._name_of_page: dict[int, bytes] = {}
 
+    def root_of(self, adapter_version: str | None) -> bytes:
+        """Return what the names of a sequence's pages begin with, given the adapter that it takes."""
+        if adapter_version is None:
+            return self.root
+        return hashlib.blake2b(adapter_version.encode(), key=self.root, digest_size=16).digest()
+
     @property
     def num_free(self) -> int:
         return len(self._free)

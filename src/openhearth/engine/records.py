@@ -81,11 +81,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and how to continue it, n times."""
+    """One prompt and how to continue it, n times. adapter: name of one that the engine has, or None."""
 
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling = Sampling()
     n: int = 1
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:

@@ -213,7 +213,7 @@ class Scheduler:
         names, size = sequence.page_names, self.pages.page_size
         for place in range(len(names), num_full):
             tokens = sequence.token_ids[place * size:(place + 1) * size]
-            names.append(self.pages.name(names[-1] if names else self.pages.root, tokens))
+            names.append(self.pages.name(names[-1] if names else sequence.root, tokens))
 
 
 def _order(sequence: Sequence) -> int:

@@ -18,6 +18,8 @@ class Sequence:
     pages. page_names: names of leading full pages, as far as they were needed. num_registered: pages
     among them that the prefix cache was told of. num_cached: prompt tokens found in the prefix cache.
     followers: the request's other completions, which wait to share this one's prompt.
+    adapter_slot: of the adapter its rows take, None for none; root: what its page names begin with, which
+    tells adapters apart.
     """
 
     request_id: int
@@ -34,6 +36,8 @@ class Sequence:
     counts: TokenCounts | None = None
     followers: list[Sequence] = field(default_factory=list)
     is_running: bool = False
+    adapter_slot: int | None = None
+    root: bytes = b""
 
     @property
     def num_pending(self) -> int:

@@ -88,8 +88,8 @@ class Ledger:
 class Collector:
     """Events of several requests, put together into completions."""
 
-    def __init__(self, weights_version: str) -> None:
-        self._weights_version = weights_version
+    def __init__(self) -> None:
+        self._versions: dict[int, str] = {}
         self._events: dict[int, list[list[TokenEvent]]] = {}
         self._num_open = 0
 
@@ -97,8 +97,9 @@ class Collector:
     def is_complete(self) -> bool:
         return self._num_open == 0
 
-    def open(self, request_id: int, count: int) -> None:
-        """Expect events of a request's completions."""
+    def open(self, request_id: int, count: int, weights_version: str) -> None:
+        """Expect events of a request's completions, computed with the weights of that version."""
+        self._versions[request_id] = weights_version
         self._events[request_id] = [[] for _ in range(count)]
         self._num_open += count
 
@@ -124,5 +125,5 @@ class Collector:
             request_id=request_id, index=index, token_ids=tuple(event.token_id for event in drawn),
             logprobs=tuple(event.logprob for event in drawn),
             top_logprobs=tuple(event.top_logprobs for event in drawn),
-            finish_reason=events[-1].finish_reason, weights_version=self._weights_version,
+            finish_reason=events[-1].finish_reason, weights_version=self._versions[request_id],
             cached_tokens=cached_tokens)

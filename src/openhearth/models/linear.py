@@ -1,54 +1,112 @@
 """Linear layers of a model: row-major parameters, packed ones for the native kernels, or both.
 
-`pack_weights` runs once after loading. A model that only serves keeps the packed copy alone; one that
-learns keeps its parameters beside it, and both go through the same kernel.
+Packing runs once after loading. A model that only serves keeps the packed copy alone; one that learns
+keeps its parameters beside it, and both go through the same kernel. Blocks of a GGUF file and quantised
+weights exist packed only: they are frozen.
 
-Does not: choose the kernels (`kernels/select.py` does) or quantise.
+Does not: choose the kernels (`kernels/select.py` does) or the formats (`spec/weights.py`).
 """
 
 # T rows, I inputs, O outputs
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from openhearth.kernels import select
 from openhearth.kernels.linear import native
-from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.linear.packed import PackedWeight, Rows
 from openhearth.kernels.linear.reference import linear
+from openhearth.kernels.lora import AdapterRows
+from openhearth.kernels.traced import Traced
+
+if TYPE_CHECKING:
+    from openhearth.models.lora import LoraPair
 
 
 class Linear(nn.Linear):
     """`nn.Linear` over packed rows; weights are loaded, never drawn.
 
-    After `pack(is_trainable=False)` `weight` and `bias` are None and `packed` holds both.
+    After `pack(is_trainable=False)` `weight` and `bias` are None and `packed` holds both. lora: the pair of
+    each adapter slot, None where an adapter leaves this layer alone.
     """
 
     packed: PackedWeight | None = None
+    lora: tuple[LoraPair | None, ...] = ()
 
     def reset_parameters(self) -> None:
         pass
 
-    def forward(self, x_TI: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
-        return project(x_TI, self.weight, self.bias, self.packed, out_dtype)
+    def forward(self, x_TI: Tensor, adapters: AdapterRows | None = None,
+                out_dtype: torch.dtype | None = None) -> Tensor:
+        out_TO = project(x_TI, self.weight, self.bias, self.packed, out_dtype)
+        if adapters is None or not any(self.lora):
+            return out_TO
+        return _add_adapters(out_TO, x_TI, self.lora, adapters)
 
-    def pack(self, *, is_trainable: bool) -> None:
-        """Pack the weight; drop the row-major one unless it is going to change."""
-        self.packed = PackedWeight(self.weight, self.bias)
+    def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
+        """Pack rows, None: the weight; drop the row-major one unless it is going to change."""
+        self.packed = PackedWeight(self.weight if rows is None else rows, self.bias)
         if not is_trainable:
             self.weight = self.bias = None
+
+
+class Embedding(nn.Embedding):
+    """A table of token rows, as parameter, packed, or both; a tied output matrix multiplies with it."""
+
+    packed: PackedWeight | None = None
+
+    @property
+    def table(self) -> Tensor | PackedWeight:
+        """What rows are taken from: the parameter while there is one."""
+        return self.packed if self.weight is None else self.weight
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that a product with the whole table reads."""
+        return self.weight.nbytes if self.packed is None else self.packed.packed.nbytes
+
+    def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
+        """As `Linear.pack`."""
+        self.packed = PackedWeight(self.weight if rows is None else rows)
+        if not is_trainable:
+            self.weight = None
+
+    def project(self, x_TD: Tensor) -> Tensor:
+        """Return x @ table.T [T, V] in float32."""
+        return project(x_TD, self.weight, None, self.packed, torch.float32)
 
 
 def project(x_TI: Tensor, weight_OI: Tensor | None, bias_O: Tensor | None, packed: PackedWeight | None,
             out_dtype: torch.dtype | None = None) -> Tensor:
     """Return x @ weight.T + bias [T, O] in out_dtype (None: that of x), by the kernels that were chosen."""
+    if isinstance(x_TI, Traced):
+        return x_TI.recorder.linear(x_TI, packed, out_dtype)
     if packed is None:
         out_TO = linear(x_TI, weight_OI, bias_O)
         return out_TO if out_dtype is None else out_TO.to(out_dtype)
     if weight_OI is None:
         return native.linear(x_TI, packed, out_dtype=out_dtype)
     return native.linear_trained(x_TI, packed, weight_OI, bias_O, out_dtype=out_dtype)
+
+
+def _add_adapters(out_TO: Tensor, x_TI: Tensor, pairs: tuple[LoraPair | None, ...],
+                  adapters: AdapterRows) -> Tensor:
+    """Return out + scale * B(A(x)) for the rows whose slot has a pair; each sum rounds to out's type."""
+    if isinstance(x_TI, Traced):
+        x_TI.recorder.lora(x_TI, out_TO, pairs)
+        return out_TO
+    parts, done = [], 0
+    for start, end, slot in adapters.ranges:
+        pair = pairs[slot] if slot < len(pairs) else None
+        if pair is not None:
+            changed_TO = out_TO[start:end].float() + pair(x_TI[start:end]) * pair.scale
+            parts += [out_TO[done:start], changed_TO.to(out_TO.dtype)]
+            done = end
+    return torch.cat([*parts, out_TO[done:]])
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

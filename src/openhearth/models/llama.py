@@ -18,12 +18,18 @@ from torch import Tensor, nn
 
 from openhearth.kernels import attention
 from openhearth.kernels.attention.inputs import AttnInput
-from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.embedding import embed
+from openhearth.kernels.glu import glu
+from openhearth.kernels.lora import AdapterRows
 from openhearth.kernels.rms_norm import add_rms_norm, rms_norm
-from openhearth.kernels.rope.reference import Rotation, compute_rotation, inverse_frequencies
-from openhearth.kernels.swiglu import swiglu
-from openhearth.models.linear import Linear, project
+from openhearth.kernels.rope import compute_rotation
+from openhearth.kernels.rope.reference import Rotation, inverse_frequencies
+from openhearth.models.linear import Embedding, Linear
+from openhearth.models.lora import Adapter
 from openhearth.spec import ModelSpec
+
+RESIDUAL = torch.float32
+"""Type of the residual stream. In bfloat16 every layer's sum would round it once more, to 8 bits."""
 
 _GGUF_NAMES = {
     "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
@@ -42,11 +48,10 @@ class RmsNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return rms_norm(x_TD, self.weight, self.eps)
-
-    def add(self, x_TD: Tensor, delta_TD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x + delta and the norm of it."""
+    def add(self, x_TD: Tensor, delta_TD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return x + delta and the norm of it; without a delta, x and its norm."""
+        if delta_TD is None:
+            return x_TD, rms_norm(x_TD, self.weight, self.eps)
         return add_rms_norm(x_TD, delta_TD, self.weight, self.eps)
 
 
@@ -62,9 +67,10 @@ class Attention(nn.Module):
         self.v_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=has_bias)
         self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=has_bias)
 
-    def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
-        q_TD, k_TC, v_TC = self.q_proj(x_TD), self.k_proj(x_TD), self.v_proj(x_TD)
-        return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation))
+    def forward(self, x_TD: Tensor, rotation: Rotation, plan: attention.Plan,
+                adapters: AdapterRows | None) -> Tensor:
+        q_TD, k_TC, v_TC = (project(x_TD, adapters) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return self.o_proj(attention.attend(plan, self.layer, q_TD, k_TC, v_TC, rotation), adapters, RESIDUAL)
 
 
 class FeedForward(nn.Module):
@@ -76,8 +82,9 @@ class FeedForward(nn.Module):
         self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.has_mlp_bias)
         self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.has_mlp_bias)
 
-    def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_TD), self.up_proj(x_TD)))
+    def forward(self, x_TD: Tensor, adapters: AdapterRows | None) -> Tensor:
+        gate_TF, up_TF = self.gate_proj(x_TD, adapters), self.up_proj(x_TD, adapters)
+        return self.down_proj(glu(gate_TF, up_TF), adapters, RESIDUAL)
 
 
 class Layer(nn.Module):
@@ -90,10 +97,13 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
         self.post_attention_layernorm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
-    def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: attention.Plan) -> Tensor:
-        attended_TD = self.self_attn(self.input_layernorm(hidden_TD), rotation, plan)
+    def forward(self, hidden_TD: Tensor, delta_TD: Tensor | None, rotation: Rotation, plan: attention.Plan,
+                adapters: AdapterRows | None) -> tuple[Tensor, Tensor]:
+        """Return the residual stream and what the feed-forward adds to it, a sum left to the next norm."""
+        hidden_TD, normed_TD = self.input_layernorm.add(hidden_TD, delta_TD)
+        attended_TD = self.self_attn(normed_TD, rotation, plan, adapters)
         hidden_TD, normed_TD = self.post_attention_layernorm.add(hidden_TD, attended_TD)
-        return hidden_TD + self.mlp(normed_TD)
+        return hidden_TD, self.mlp(normed_TD, adapters)
 
 
 class Body(nn.Module):
@@ -101,8 +111,8 @@ class Body(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size,
-                                         _weight=torch.empty(spec.vocab_size, spec.hidden_size))
+        self.embed_tokens = Embedding(spec.vocab_size, spec.hidden_size,
+                                      _weight=torch.empty(spec.vocab_size, spec.hidden_size))
         self.layers = nn.ModuleList(Layer(spec, layer) for layer in range(spec.num_layers))
         self.norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
@@ -113,47 +123,49 @@ class Llama(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.adapters: dict[str, Adapter] = {}
         self.model = Body(spec)
         if not spec.is_tied:
             self.lm_head = Linear(spec.hidden_size, spec.vocab_size, bias=False)
-        self._packed_tied_head: PackedWeight | None = None
-        self._keeps_tied_head = True
         if spec.rope.type == "factors":
             self.register_buffer("rope_factors", torch.empty(spec.head_dim // 2))
         self._frequencies_F: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.model.embed_tokens.weight.dtype
+        return self.model.norm.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.model.embed_tokens.weight.device
+        return self.model.norm.weight.device
 
-    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput) -> Tensor:
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput,
+                adapters: AdapterRows | None = None) -> Tensor:
         """Return the last hidden states [T, D], after the final norm.
 
         token_ids_T, positions_T: int64 [T], positions counted from 0 in each sequence. With a cache
-        the pack's keys and values are written into it.
+        the pack's keys and values are written into it. adapters: rows that take one; None for none.
         """
-        hidden_TD = self.model.embed_tokens(token_ids_T)
+        hidden_TD, delta_TD = embed(token_ids_T, self.model.embed_tokens.table, RESIDUAL), None
         rotation = compute_rotation(self.spec.rope, self._frequencies(), positions_T)
-        plan = attention.plan_attention(attn, dtype=hidden_TD.dtype, device=hidden_TD.device)
+        plan = attention.plan_attention(attn, dtype=self.dtype, device=self.device)
         for layer in self.model.layers:
-            hidden_TD = layer(hidden_TD, rotation, plan)
-        return self.model.norm(hidden_TD)
+            hidden_TD, delta_TD = layer(hidden_TD, delta_TD, rotation, plan, adapters)
+        return self.model.norm.add(hidden_TD, delta_TD)[1]
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """Return float32 logits [R, V] of the rows a caller picked from `forward`."""
         if self.spec.is_tied:
-            return project(hidden_RD, self.model.embed_tokens.weight if self._keeps_tied_head else None, None,
-                           self._packed_tied_head, torch.float32)
-        return self.lm_head(hidden_RD, torch.float32)
+            return self.model.embed_tokens.project(hidden_RD)
+        return self.lm_head(hidden_RD, out_dtype=torch.float32)
 
-    def pack_tied_head(self, *, is_trainable: bool) -> None:
-        """Lay the embedding table out for the native kernels, where it is also the output matrix."""
-        self._packed_tied_head = PackedWeight(self.model.embed_tokens.weight)
-        self._keeps_tied_head = is_trainable
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of the output matrix, as the kernels read it."""
+        if self.spec.is_tied:
+            return self.model.embed_tokens.num_bytes
+        head = self.lm_head
+        return head.weight.nbytes if head.packed is None else head.packed.packed.nbytes
 
     def _frequencies(self) -> Tensor:
         """Kept outside the buffers: casting the model must not round them."""

@@ -20,8 +20,8 @@ def test_times_of_old_requests_are_forgotten_and_those_of_open_ones_kept():
 
 
 def test_events_become_completions_in_order_of_their_index():
-    collector = Collector("w")
-    collector.open(7, 2)
+    collector = Collector()
+    collector.open(7, 2, "w")
     assert not collector.add(TokenEvent(8, 0, 1, -0.5))
     for event in (TokenEvent(7, 1, 4, -1.0, ((4, -1.0),)), TokenEvent(7, 0, 5, -2.0, finish_reason="length"),
                   TokenEvent(7, 1, None, None, finish_reason="stop")):
@@ -35,7 +35,7 @@ def test_events_become_completions_in_order_of_their_index():
 
 
 def test_an_error_that_an_event_carries_is_raised():
-    collector = Collector("w")
-    collector.open(1, 1)
+    collector = Collector()
+    collector.open(1, 1, "w")
     with pytest.raises(HearthError, match="broken"):
         collector.add(TokenEvent(1, 0, None, None, finish_reason="error", error=HearthError("broken")))

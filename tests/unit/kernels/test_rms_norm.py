@@ -47,6 +47,21 @@ def test_after_a_residual_sum_the_norm_is_that_of_the_rounded_sum(size, dtype, i
 
 
 @every_isa
+@pytest.mark.parametrize("size", SIZES)
+def test_float32_rows_may_have_a_bfloat16_weight(size, isa):
+    x_TD, delta_TD, weight_D = draw(3, size, torch.float32, seed=6)
+    low_D = weight_D.bfloat16()
+    sum_TD, out_TD = native.add_rms_norm(x_TD, delta_TD, low_D, 1e-6, isa=isa)
+    wide_TD = native.rms_norm(sum_TD, low_D.float(), 1e-6, isa=isa)
+    assert torch.equal(sum_TD, x_TD + delta_TD) and torch.equal(out_TD, wide_TD.bfloat16())
+    assert torch.equal(out_TD, native.rms_norm(sum_TD, low_D, 1e-6, isa=isa))
+    theirs_TD = reference.rms_norm(sum_TD, low_D, 1e-6)
+    torch.testing.assert_close(out_TD, theirs_TD, rtol=2e-2, atol=0)
+    with pytest.raises(UsageError):
+        native.rms_norm(x_TD.bfloat16(), weight_D, 1e-6, isa=isa)
+
+
+@every_isa
 @every_dtype
 def test_a_row_has_the_same_bits_alone_strided_and_in_a_pack(dtype, isa):
     x_TD, _, weight_D = draw(70, 577, dtype, seed=2)
@@ -89,7 +104,7 @@ def test_gradients_are_those_of_torch(isa):
 
 def test_what_does_not_fit_is_refused():
     x_TD, _, weight_D = draw(2, 8, DTYPES[0])
-    for bad_x, bad_weight in [(x_TD.float(), weight_D), (x_TD[:, :7], weight_D),
+    for bad_x, bad_weight in [(x_TD, weight_D.float()), (x_TD[:, :7], weight_D),
                               (x_TD.half(), weight_D.half())]:
         with pytest.raises(UsageError):
             native.rms_norm(bad_x, bad_weight, 1e-5, isa=ISAS[0])

@@ -7,10 +7,17 @@ number of threads. Sums are float32; products of bf16 are exact in it. Per outpu
 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1; two roundings per step and flushed
 denormals are those of VDPBF16PS and TDPBF16PS, Intel SDM volume 2).
 
-Does not: run on other devices, or take activations of another type than the weight.
+Blocks (Q8_0, Q4_0, Q4_1, Q4_K; w = d q + m per group of 32 inputs): q is a whole number and exact in bf16,
+scales are exact in float32, x is bf16: the same bound holds with 2 (32 + G + 4) for 2 (K + 2), G = K / 32
+groups, and |d q| + |m| for |w|. An infinite x or scale gives an output that is not finite, not always the
+reference's kind. llama.cpp rounds x to int8 per group of 32 or 256 instead: up to 0.4 % of the group's
+largest |x| in every product.
+
+Does not: run on other devices, or take activations of another type than float32 for float32 weights and
+bfloat16 for all others.
 """
 
-# T rows, K inputs, N outputs, P outputs padded to whole panels
+# T rows, K inputs, N outputs
 
 from __future__ import annotations
 
@@ -19,63 +26,11 @@ import functools
 import torch
 from torch import Tensor
 
-from openhearth.errors import Unsupported, UsageError
-from openhearth.kernels.memory import take_bytes
+from openhearth.errors import UsageError
+from openhearth.kernels.linear.packed import PackedWeight, versions
 from openhearth.kernels.select import NATIVE_ISAS, chosen, native
 
-PANEL = 32
 _DTYPES = (torch.bfloat16, torch.float32)
-
-
-class PackedWeight:
-    """A weight [N, K] and its bias, in the kernels' own layout.
-
-    `packed` holds the bytes (zero-padded to 32 outputs and, bf16, to 32 inputs); `bias_P` is float32
-    or None. The row-major original is not kept. Example: ``PackedWeight(torch.eye(3), torch.ones(3))``.
-    """
-
-    def __init__(self, weight_NK: Tensor, bias_N: Tensor | None = None) -> None:
-        """Pack a CPU weight, bfloat16 or float32, and a bias of either type.
-
-        Raises: Unsupported for another type or device, or without native kernels; UsageError for shapes.
-        """
-        self.native = native()
-        if self.native is None or self.native.missing(NATIVE_ISAS["avx2"]):
-            raise Unsupported("this installation has no native kernels for this CPU",
-                              hint="HEARTH_ISA=reference")
-        if weight_NK.dim() != 2:
-            raise UsageError(f"weight of shape {list(weight_NK.shape)}", why="expected [outputs, inputs]")
-        self.dtype = _checked(weight_NK)
-        self.num_outputs, self.num_inputs = weight_NK.shape
-        self.is_bf16 = self.dtype == torch.bfloat16
-        self.packed = take_bytes(self.native.packed_bytes(self.num_outputs, self.num_inputs, self.is_bf16))
-        self.bias_P: Tensor | None = None
-        self.repack(weight_NK, bias_N)
-
-    def repack(self, weight_NK: Tensor, bias_N: Tensor | None = None) -> None:
-        """Replace the contents by a weight of the same shape and type. Raises: as the constructor."""
-        if _checked(weight_NK) != self.dtype or weight_NK.shape != (self.num_outputs, self.num_inputs):
-            raise UsageError(f"weight of shape {list(weight_NK.shape)} and type {weight_NK.dtype}",
-                             why=f"the pack holds [{self.num_outputs}, {self.num_inputs}] of {self.dtype}")
-        if bias_N is not None and bias_N.shape != (self.num_outputs,):
-            raise UsageError(f"bias of shape {list(bias_N.shape)}", why=f"expected [{self.num_outputs}]")
-        rows_NK = weight_NK.detach()
-        rows_NK = rows_NK if rows_NK.stride(1) == 1 else rows_NK.contiguous()
-        self.native.pack_weight(rows_NK.data_ptr(), rows_NK.stride(0), self.num_outputs, self.num_inputs,
-                                self.is_bf16, self.packed.data_ptr())
-        if bias_N is not None:
-            self.bias_P = torch.zeros((self.num_outputs + PANEL - 1) // PANEL * PANEL)
-            self.bias_P[:self.num_outputs] = bias_N.detach()
-        else:
-            self.bias_P = None
-        self.versions = _versions(weight_NK, bias_N)
-
-    def unpack(self) -> Tensor:
-        """Return the weight [N, K] as it was given, bit for bit."""
-        weight_NK = torch.empty(self.num_outputs, self.num_inputs, dtype=self.dtype)
-        self.native.unpack_weight(self.packed.data_ptr(), self.num_outputs, self.num_inputs, self.is_bf16,
-                                  weight_NK.data_ptr())
-        return weight_NK
 
 
 def linear(x_TK: Tensor, packed: PackedWeight, *, out_dtype: torch.dtype | None = None,
@@ -98,8 +53,8 @@ def linear_trained(x_TK: Tensor, packed: PackedWeight, weight_NK: Tensor, bias_N
     The pack is renewed when a parameter changed in place since (an optimizer's step; a change through
     `.data` is not seen: call `repack`). Raises: as `linear` and `PackedWeight.repack`.
     """
-    versions = _versions(weight_NK, bias_N)
-    if versions != packed.versions or None in versions:
+    found = versions(weight_NK, bias_N)
+    if found != packed.versions or None in found:
         packed.repack(weight_NK, bias_N)
     return _Linear.apply(x_TK, weight_NK, bias_N, packed, out_dtype, isa)
 
@@ -122,7 +77,7 @@ class _Linear(torch.autograd.Function):
         grad_low_TN = grad_TN.to(ctx.x_dtype)
         grad_x_TK = grad_weight_NK = grad_bias_N = None
         if needs_x:
-            grad_x_TK = grad_low_TN @ (ctx.packed.unpack() if weight_NK is None else weight_NK)
+            grad_x_TK = grad_low_TN @ (ctx.packed.unpack(ctx.x_dtype) if weight_NK is None else weight_NK)
         if needs_weight:
             grad_weight_NK = grad_low_TN.t() @ x_TK
         if needs_bias:
@@ -133,7 +88,7 @@ class _Linear(torch.autograd.Function):
 def _forward(x_TK: Tensor, packed: PackedWeight, out_dtype: torch.dtype | None, isa: str | None) -> Tensor:
     if x_TK.dtype != packed.dtype or x_TK.device.type != "cpu":
         raise UsageError(f"x is {x_TK.dtype} on {x_TK.device}",
-                         why=f"the weight is {packed.dtype} on the CPU")
+                         why=f"the weight is {packed.format} on the CPU and takes {packed.dtype}")
     if x_TK.dim() != 2 or x_TK.shape[1] != packed.num_inputs:
         raise UsageError(f"x of shape {list(x_TK.shape)}", why=f"expected [rows, {packed.num_inputs}]")
     out_dtype = packed.dtype if out_dtype is None else out_dtype
@@ -145,8 +100,8 @@ def _forward(x_TK: Tensor, packed: PackedWeight, out_dtype: torch.dtype | None, 
     out_TN = torch.empty(num_rows, packed.num_outputs, dtype=out_dtype)
     packed.native.linear(_isa_number(isa), x_TK.data_ptr(), x_TK.stride(0), packed.packed.data_ptr(),
                          0 if packed.bias_P is None else packed.bias_P.data_ptr(), out_TN.data_ptr(),
-                         packed.num_outputs, num_rows, packed.num_outputs, packed.num_inputs, packed.is_bf16,
-                         out_dtype == torch.bfloat16)
+                         packed.num_outputs, num_rows, packed.num_outputs, packed.num_inputs,
+                         packed.format_number, out_dtype == torch.bfloat16)
     return out_TN
 
 
@@ -158,16 +113,3 @@ def _isa_number(isa: str | None) -> int:
         why = native().missing(number) if number else f"native paths are {', '.join(NATIVE_ISAS)}"
         raise UsageError(f"a packed weight cannot be used with the kernels `{isa}`", why=why)
     return number
-
-
-def _checked(weight_NK: Tensor) -> torch.dtype:
-    if weight_NK.dtype not in _DTYPES or weight_NK.device.type != "cpu" or weight_NK.layout != torch.strided:
-        raise Unsupported(f"native kernels cannot pack {weight_NK.dtype} on {weight_NK.device}",
-                          why="expected bfloat16 or float32 on the CPU")
-    return weight_NK.dtype
-
-
-def _versions(weight_NK: Tensor, bias_N: Tensor | None) -> tuple[object, ...]:
-    """What changes when a parameter is replaced or written; None where torch keeps no count."""
-    return tuple(None if tensor.is_inference() else (tensor.data_ptr(), tensor._version)
-                 for tensor in (weight_NK, bias_N) if tensor is not None)

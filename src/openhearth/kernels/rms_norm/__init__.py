@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from openhearth.kernels import select
 from openhearth.kernels.rms_norm import native, reference
+from openhearth.kernels.traced import Traced
 
 __all__ = ["add_rms_norm", "rms_norm"]
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) * weight per row, by the kernels that were chosen."""
+    """Return x / sqrt(mean(x^2) + eps) * weight per row in the type of the weight, by the chosen kernels."""
+    if isinstance(x_TD, Traced):
+        return x_TD.recorder.norm(x_TD, None, weight_D, eps)[1]
     kernels = native if _is_native(x_TD, weight_D) else reference
     return kernels.rms_norm(x_TD, weight_D, eps)
 
 
 def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x + delta and its norm, by the kernels that were chosen."""
+    if isinstance(x_TD, Traced):
+        return x_TD.recorder.norm(x_TD, delta_TD, weight_D, eps)
     kernels = native if _is_native(x_TD, weight_D) else reference
     return kernels.add_rms_norm(x_TD, delta_TD, weight_D, eps)
 
 
 def _is_native(x_TD: Tensor, weight_D: Tensor) -> bool:
-    return x_TD.dtype == weight_D.dtype and select.covers(x_TD.dtype, x_TD.device)
+    is_known = weight_D.dtype in (x_TD.dtype, torch.bfloat16)
+    return is_known and select.covers(x_TD.dtype, x_TD.device)

@@ -9,8 +9,10 @@ from torch.nn import functional
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) * weight per row, in the type of x."""
-    return functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)
+    """Return x / sqrt(mean(x^2) + eps) * weight per row, in the type of the weight."""
+    if x_TD.dtype == weight_D.dtype:
+        return functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)
+    return functional.rms_norm(x_TD, weight_D.shape, weight_D.to(x_TD.dtype), eps).to(weight_D.dtype)
 
 
 def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:

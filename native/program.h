@@ -1,0 +1,130 @@
+// The forward pass of a model as a list of steps, recorded once and run for packs of any size with nothing
+// but kernels in between. Values live in buffers of one row per token; buffers whose lives do not overlap
+// share memory. Weights, tables and caches are addresses that the recorder keeps alive.
+//
+// Does not: check shapes (the recorder does), or run twice at once.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <variant>
+#include <vector>
+
+#include "attention.h"
+#include "isa.h"
+#include "linear.h"
+#include "rows.h"
+
+namespace hearth {
+
+// A step is the call of its kernel without the pack's part, and the buffers that addresses come from.
+struct EmbedStep {
+    EmbedCall call;
+    int out;
+};
+
+struct NormStep {
+    RmsNormCall call;
+    int x, delta, sum, out;  // delta, sum: -1 for none
+};
+
+// Products of one x with several weights, computed as one job.
+struct LinearStep {
+    std::vector<LinearCall> calls;
+    int x;
+    std::vector<int> outs;
+};
+
+struct AttendStep {
+    RopeCall turning;
+    AttentionCall attending;
+    int rotation, q, k, v, turned, out;
+};
+
+struct GluStep {
+    GluCall call;
+    int gate, up, out;
+};
+
+// y += scale * B(A(x)) for rows with an adapter in a slot that has one here.
+struct LoraStep {
+    struct Pair {
+        LinearCall a, b;  // of no address where the slot has nothing
+        float scale;
+    };
+    std::vector<Pair> slots;
+    int x, low, delta, y;  // low: rows of A's outputs; delta: float32 rows of B's
+    Number number;         // of y
+};
+
+using Step = std::variant<EmbedStep, NormStep, LinearStep, LoraStep, AttendStep, GluStep>;
+
+// Rows [start, end) of a pack take the adapters in one slot.
+struct AdapterRange {
+    std::int64_t start, end, slot;
+};
+
+// What changes from run to run. rotations: cos and sin of each, one after the other.
+struct Pack {
+    const std::int64_t* token_ids;
+    std::vector<const float*> rotations;
+    std::vector<AdapterRange> adapters;
+    const std::int64_t *slots, *page_table, *query_starts, *context_lens;
+    std::int64_t num_rows, num_sequences, pages_per_sequence;
+    void* out;
+};
+
+class Program {
+public:
+    explicit Program(Isa isa) : isa_(isa) {}
+
+    int add_buffer(std::int64_t width, Number number);
+
+    // Products of the same x in a row become one step; adapters that only touch their outputs wait for it.
+    void add(Step step);
+
+    // Lays the buffers out; `out` is the one that a run leaves its result in. Nothing is added afterwards.
+    void finish(int out);
+
+    void run(const Pack& pack);
+
+    // Nanoseconds that each step took since the last call, when measuring is on.
+    void set_measured(bool is_measured);
+    std::vector<std::int64_t> take_times();
+
+private:
+    struct Buffer {
+        std::int64_t row_bytes;
+        int first = -1, last = -1;  // steps
+        int slot = -1;
+    };
+    struct Free {
+        void operator()(void* memory) const { std::free(memory); }
+    };
+
+    void* place(int buffer) const { return addresses_[std::size_t(buffer)]; }
+    void* place(int buffer, std::int64_t row) const {
+        return static_cast<char*>(place(buffer)) + row * buffers_[std::size_t(buffer)].row_bytes;
+    }
+    void lay_out(const Pack& pack);
+    void compute(EmbedStep& step, const Pack& pack);
+    void compute(NormStep& step, const Pack& pack);
+    void compute(LinearStep& step, const Pack& pack);
+    void compute(LoraStep& step, const Pack& pack);
+    void compute(AttendStep& step, const Pack& pack);
+    void compute(GluStep& step, const Pack& pack);
+
+    Isa isa_;
+    std::vector<Step> steps_;
+    std::vector<Buffer> buffers_;
+    std::vector<std::int64_t> slot_row_bytes_;
+    std::vector<void*> addresses_;
+    std::unique_ptr<void, Free> memory_;
+    std::size_t memory_bytes_ = 0;
+    int out_ = -1;
+    bool is_measured_ = false;
+    std::vector<std::int64_t> times_;
+};
+
+}  // namespace hearth

@@ -1,0 +1,262 @@
+"""A forward pass recorded once and replayed in C++ for any pack: no Python between two kernels.
+
+`Recorder` turns the operations of one call of a model's forward into steps (native/program.h); `Program`
+runs them. The kernels and their arguments are those of the plain forward, so a replay has its bits.
+
+Does not: record training, weights that change, or anything but the operations in `Recorder`.
+"""
+
+# T packed tokens, D model, C = kv heads * head size
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from openhearth.kernels import select
+from openhearth.kernels.attention.inputs import AttnInput, KvCache
+from openhearth.kernels.attention.native import plan_attention
+from openhearth.kernels.glu.reference import Activation
+from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.lora import AdapterRows
+from openhearth.kernels.rope.reference import Rotation
+from openhearth.kernels.traced import Traced, TracedPack, TracedRotation
+
+Rotate = Callable[[Tensor], Rotation]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step is and costs. name: the operation, with the shapes that tell it from others.
+
+    bytes_fixed, bytes_per_row, bytes_per_key: memory it must read and write at least; flops_per_row and
+    flops_per_key: operations of its matrix products. A key is one that one query row attends to.
+    Example: ``Step("linear 576 x 1536", 1769472, 4224, 0, 1769472, 0)``.
+    """
+
+    name: str
+    bytes_fixed: int
+    bytes_per_row: int
+    bytes_per_key: int = 0
+    flops_per_row: int = 0
+    flops_per_key: int = 0
+
+
+class _Projection(Protocol):
+    packed: PackedWeight
+
+
+class LowRank(Protocol):
+    """A and B of an adapter in one layer, packed."""
+
+    a: _Projection
+    b: _Projection
+    scale: float
+
+
+class _Note(NamedTuple):
+    """A step, and the buffer of its x when it is a product that others of that x may join."""
+
+    step: Step
+    linear_x: int | None = None
+    is_lora: bool = False
+
+
+class Recorder:
+    """Collects the steps of one forward over a cache. Finish it with `finish`."""
+
+    def __init__(self, cache: KvCache) -> None:
+        self._native = select.native().Program(select.isa_number(None))
+        self._cache = cache
+        self._notes: list[_Note] = []
+        self._rotations: list[Rotate] = []
+        self._kept: list[object] = [cache]
+
+    def pack(self) -> TracedPack:
+        """Return the stand-in for a pack's token ids, positions and layout."""
+        return TracedPack(self)
+
+    def rotation(self, rotate: Rotate, head_dim: int) -> TracedRotation:
+        """Note how a run gets the angles of its positions."""
+        self._rotations.append(rotate)
+        return TracedRotation(len(self._rotations) - 1, head_dim)
+
+    def embed(self, table_VD: Tensor | PackedWeight, out_dtype: torch.dtype) -> Traced:
+        """Record `kernels.embedding.embed`."""
+        if isinstance(table_VD, PackedWeight):
+            return self._embed_packed(table_VD, out_dtype)
+        width = table_VD.shape[1]
+        out = self._buffer(width, out_dtype)
+        self._native.add_embed(self._address(table_VD), width, _is_bf16(table_VD.dtype), out.buffer,
+                               _is_bf16(out_dtype))
+        self._note("embedding", per_row=width * (table_VD.dtype.itemsize + out_dtype.itemsize))
+        return out
+
+    def _embed_packed(self, table: PackedWeight, out_dtype: torch.dtype) -> Traced:
+        assert out_dtype in (table.dtype, torch.float32)
+        out = self._buffer(table.num_inputs, out_dtype)
+        self._kept.append(table)
+        self._native.add_packed_embed(table.packed.data_ptr(), table.num_inputs, table.format_number,
+                                      out.buffer, _is_bf16(out_dtype))
+        self._note("embedding", per_row=table.packed.numel() // table.num_outputs
+                   + table.num_inputs * out_dtype.itemsize)
+        return out
+
+    def norm(self, x: Traced, delta: Traced | None, weight_D: Tensor, eps: float) -> tuple[Traced, Traced]:
+        """Record `kernels.rms_norm.add_rms_norm`, or `rms_norm` without a delta."""
+        total = x if delta is None else self._buffer(x.width, x.dtype)
+        out = self._buffer(x.width, weight_D.dtype)
+        assert delta is None or (delta.width, delta.dtype) == (x.width, x.dtype)
+        assert weight_D.shape == (x.width,)
+        added = (-1, -1) if delta is None else (delta.buffer, total.buffer)
+        self._native.add_norm(x.buffer, *added, out.buffer, self._address(weight_D), x.width, eps,
+                              _is_bf16(x.dtype), _is_bf16(weight_D.dtype))
+        num_read = 1 if delta is None else 3
+        self._note("norm", per_row=x.width * (num_read * x.dtype.itemsize + weight_D.dtype.itemsize))
+        return total, out
+
+    def linear(self, x: Traced, packed: PackedWeight, out_dtype: torch.dtype | None) -> Traced:
+        """Record `kernels.linear.native.linear`; products of the same x in a row become one step."""
+        assert (x.width, x.dtype) == (packed.num_inputs, packed.dtype)
+        out = self._buffer(packed.num_outputs, out_dtype or packed.dtype)
+        self._kept.append(packed)
+        self._native.add_linear(x.buffer, out.buffer, *_weight(packed), _is_bf16(out.dtype))
+        self._note_linear(x, packed, out)
+        return out
+
+    def lora(self, x: Traced, y: Traced, pairs: Sequence[LowRank | None]) -> None:
+        """Record y += scale * B(A(x)) for the rows that take a slot with a pair."""
+        found = [pair for pair in pairs if pair is not None]
+        low = self._buffer(max(pair.a.packed.num_outputs for pair in found), x.dtype)
+        delta = self._buffer(y.width, torch.float32)
+        slots = []
+        for pair in pairs:
+            if pair is None:
+                slots.append((_NO_WEIGHT, _NO_WEIGHT, 0.0))
+                continue
+            a, b = pair.a.packed, pair.b.packed
+            assert (a.num_inputs, b.num_outputs, a.num_outputs) == (x.width, y.width, b.num_inputs)
+            self._kept += [a, b]
+            slots.append((_weight(a), _weight(b), pair.scale))
+        self._native.add_lora(x.buffer, low.buffer, delta.buffer, y.buffer, slots, _is_bf16(x.dtype),
+                              _is_bf16(y.dtype))
+        self._notes.append(_Note(Step("adapters", 0, 0), is_lora=True))
+
+    def attend(self, layer: int, q: Traced, k: Traced, v: Traced, rotation: TracedRotation) -> Traced:
+        """Record `kernels.attention.attend`."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        head_dim = rotation.head_dim
+        assert q.dtype == k.dtype == v.dtype == keys.dtype == values.dtype
+        assert keys.is_contiguous() and values.is_contiguous()
+        assert keys.shape[2:].numel() == k.width == v.width and q.width % k.width == 0
+        turned, out = self._buffer(q.width, q.dtype), self._buffer(q.width, q.dtype)
+        self._native.add_attend(rotation.index, q.buffer, k.buffer, v.buffer, turned.buffer, out.buffer,
+                                keys.data_ptr(), values.data_ptr(), self._cache.page_size,
+                                q.width // head_dim, k.width // head_dim, head_dim, head_dim ** -0.5,
+                                _is_bf16(q.dtype))
+        size = q.dtype.itemsize
+        self._notes.append(_Note(Step("attention", 0, (4 * q.width + 4 * k.width) * size,
+                                      bytes_per_key=2 * k.width * size, flops_per_key=4 * q.width)))
+        return out
+
+    def glu(self, gate: Traced, up: Traced, activation: Activation) -> Traced:
+        """Record `kernels.glu.glu`."""
+        assert (gate.width, gate.dtype) == (up.width, up.dtype)
+        out = self._buffer(gate.width, gate.dtype)
+        self._native.add_glu(gate.buffer, up.buffer, out.buffer, gate.width, _is_bf16(gate.dtype),
+                             activation == "gelu_tanh")
+        self._note("gated unit", per_row=3 * gate.width * gate.dtype.itemsize)
+        return out
+
+    def finish(self, out: Traced) -> Program:
+        """Return the program whose runs give `out`. Nothing may be recorded afterwards."""
+        self._native.finish(out.buffer)
+        steps = tuple(note.step for note in self._notes)
+        return Program(self._native, steps, tuple(self._rotations), self._cache, out, tuple(self._kept))
+
+    def _buffer(self, width: int, dtype: torch.dtype) -> Traced:
+        return Traced(self, self._native.add_buffer(width, _is_bf16(dtype)), width, dtype)
+
+    def _address(self, tensor: Tensor) -> int:
+        assert tensor.is_contiguous() and tensor.device.type == "cpu"
+        self._kept.append(tensor)
+        return tensor.data_ptr()
+
+    def _note(self, name: str, *, per_row: int) -> None:
+        self._notes.append(_Note(Step(name, 0, per_row)))
+
+    def _note_linear(self, x: Traced, packed: PackedWeight, out: Traced) -> None:
+        num_outputs, fixed = packed.num_outputs, packed.packed.numel()
+        per_row = x.width * x.dtype.itemsize
+        place = len(self._notes) - 1
+        while place >= 0 and self._notes[place].is_lora:
+            place -= 1
+        joins = place >= 0 and self._notes[place].linear_x == x.buffer
+        if joins:
+            before = self._notes[place].step
+            num_outputs += before.flops_per_row // (2 * x.width)
+            fixed, per_row = fixed + before.bytes_fixed, before.bytes_per_row
+        per_row += out.width * out.dtype.itemsize
+        note = _Note(Step(f"linear {x.width} -> {num_outputs}", fixed, per_row,
+                          flops_per_row=2 * x.width * num_outputs), x.buffer)
+        if joins:
+            self._notes[place] = note
+        else:
+            self._notes.append(note)
+
+
+class Program:
+    """A recorded forward. Belongs to one caller at a time, like the cache it writes to."""
+
+    def __init__(self, native: object, steps: tuple[Step, ...], rotations: tuple[Rotate, ...], cache: KvCache,
+                 out: Traced, kept: tuple[object, ...]) -> None:
+        self.steps = steps
+        self._native, self._rotations, self._cache, self._kept = native, rotations, cache, kept
+        self._width, self._dtype = out.width, out.dtype
+
+    def forward(self, token_ids_T: Tensor, positions_T: Tensor, attn: AttnInput,
+                adapters: AdapterRows | None = None) -> Tensor:
+        """Return what the recorded forward returns for a pack over the recorder's cache."""
+        assert attn.cache is self._cache, "a program runs over the cache it was recorded for"
+        plan = plan_attention(attn)
+        ids_T = token_ids_T.to(torch.int64).contiguous()
+        num_rows = ids_T.shape[0]
+        angles = [tensor for rotate in self._rotations for tensor in rotate(positions_T)]
+        assert adapters is None or adapters.ranges[-1][1] <= num_rows
+        assert num_rows == attn.query_starts[-1] and all(angle.shape[0] == num_rows for angle in angles)
+        out_TD = torch.empty(num_rows, self._width, dtype=self._dtype)
+        self._native.run(ids_T.data_ptr(), [angle.data_ptr() for angle in angles], plan.slots_T.data_ptr(),
+                         plan.page_table_SP.data_ptr(), plan.page_table_SP.shape[1],
+                         plan.query_starts.data_ptr(), plan.context_lens_S.data_ptr(), len(attn.context_lens),
+                         num_rows, [] if adapters is None else list(adapters.ranges), out_TD.data_ptr())
+        return out_TD
+
+    def measure(self, run: Callable[[], object]) -> tuple[float, list[float]]:
+        """Return the seconds of a call in all, and those of each step within it."""
+        self._native.set_measured(True)
+        try:
+            started = time.perf_counter()
+            run()
+            total_s = time.perf_counter() - started
+            return total_s, [nanoseconds * 1e-9 for nanoseconds in self._native.take_times()]
+        finally:
+            self._native.set_measured(False)
+
+
+_NO_WEIGHT = (0, 0, 0, 0, 0)
+
+
+def _weight(packed: PackedWeight) -> tuple[int, int, int, int, int]:
+    """Address, address of the bias, outputs, inputs, number of the format."""
+    bias = 0 if packed.bias_P is None else packed.bias_P.data_ptr()
+    return packed.packed.data_ptr(), bias, packed.num_outputs, packed.num_inputs, packed.format_number
+
+
+def _is_bf16(dtype: torch.dtype) -> bool:
+    assert dtype in (torch.bfloat16, torch.float32)
+    return dtype == torch.bfloat16

@@ -1,0 +1,139 @@
+"""Low-rank adapters beside the linear layers of a model, several at once.
+
+A layer with an adapter computes ``base(x) + scale * B(A(x))``; A and B are linear layers like any other, so
+serving and training run the same kernels on them. Every adapter has a slot in the layers it touches, and
+the rows of a pack say which slot they take (`kernels/lora.py: AdapterRows`). Source: arXiv 2106.09685,
+section 4.1.
+
+Does not: read adapter files, merge into the base, or adapt embeddings and the output matrix.
+"""
+
+# R rank, I inputs, O outputs, T rows
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from openhearth.errors import UsageError
+from openhearth.models.linear import Linear, can_pack
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class AdapterWeights:
+    """An adapter as it is trained and stored.
+
+    pairs: name of a linear layer -> A [R, I] and B [O, R]. scale: alpha / rank, or whatever the adapter's
+    file says. Example: ``AdapterWeights({"model.layers.0.self_attn.q_proj": (a_RI, b_OR)}, scale=2.0)``.
+    """
+
+    pairs: Mapping[str, tuple[Tensor, Tensor]]
+    scale: float
+
+
+class LoraPair(nn.Module):
+    """A and B of one layer. forward: float32 [T, O], not yet scaled."""
+
+    def __init__(self, a_RI: Tensor, b_OR: Tensor, scale: float) -> None:
+        super().__init__()
+        self.a, self.b, self.scale = _linear(a_RI), _linear(b_OR), scale
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return self.b(self.a(x_TI), out_dtype=torch.float32)
+
+
+class Adapter(nn.Module):
+    """An attached adapter. slot: its number in the layers; version: hash of its weights and scale.
+
+    Example: ``attach(model, "polite", weights).slot == 0``.
+    """
+
+    def __init__(self, name: str, slot: int, version: str, pairs: Mapping[str, LoraPair]) -> None:
+        super().__init__()
+        self.name, self.slot, self.version = name, slot, version
+        self.layer_names = tuple(pairs)
+        self.pairs = nn.ModuleList(pairs.values())
+
+
+def attach(model: nn.Module, name: str, weights: AdapterWeights, *, is_trainable: bool = False) -> Adapter:
+    """Put an adapter beside a model's layers, in the model's dtype, and return it.
+
+    is_trainable: keep A and B as parameters. Raises: UsageError for a name already taken, a layer that the
+    model does not have, or shapes that do not fit it; nothing is attached then.
+    """
+    if name in model.adapters:
+        raise UsageError(f"an adapter named `{name}` is attached already",
+                         hint="detach it, or choose another name")
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Linear)}
+    _check(model, name, weights, layers)
+    used = {adapter.slot for adapter in model.adapters.values()}
+    slot = next(slot for slot in range(len(used) + 1) if slot not in used)
+    pairs = {}
+    for path, (a_RI, b_OR) in weights.pairs.items():
+        pair = LoraPair(a_RI.detach().to(model.dtype, copy=True), b_OR.detach().to(model.dtype, copy=True),
+                        weights.scale).to(model.device).requires_grad_(is_trainable)
+        if can_pack(model.dtype, model.device):
+            pair.a.pack(is_trainable=is_trainable)
+            pair.b.pack(is_trainable=is_trainable)
+        pairs[path] = pair
+    for path, pair in pairs.items():
+        held = layers[path].lora
+        layers[path].lora = (*held[:slot], *(None,) * (slot - len(held)), pair, *held[slot + 1:])
+    model.adapters[name] = Adapter(name, slot, _version(weights), pairs)
+    return model.adapters[name]
+
+
+def detach(model: nn.Module, name: str) -> None:
+    """Take an adapter away. Raises: UsageError when there is none of that name."""
+    adapter = find_adapter(model, name)
+    del model.adapters[name]
+    for layer in model.modules():
+        if isinstance(layer, Linear) and len(layer.lora) > adapter.slot:
+            layer.lora = (*layer.lora[:adapter.slot], None, *layer.lora[adapter.slot + 1:])
+
+
+def find_adapter(model: nn.Module, name: str) -> Adapter:
+    """Return an attached adapter. Raises: UsageError, naming those there are."""
+    if name not in model.adapters:
+        raise UsageError(f"no adapter named `{name}`", why=f"attached: {', '.join(model.adapters) or 'none'}")
+    return model.adapters[name]
+
+
+def _check(model: nn.Module, name: str, weights: AdapterWeights, layers: Mapping[str, Linear]) -> None:
+    problems = [] if weights.pairs else ["it adapts no layer"]
+    for path, (a_RI, b_OR) in weights.pairs.items():
+        if path not in layers or path == "lm_head":
+            problems.append(f"`{path}` is no layer that can be adapted")
+            continue
+        layer = layers[path]
+        rank = a_RI.shape[0]
+        if a_RI.shape != (rank, layer.in_features) or b_OR.shape != (layer.out_features, rank) or rank == 0:
+            problems.append(f"`{path}` has A {list(a_RI.shape)} and B {list(b_OR.shape)}, expected "
+                            f"[rank, {layer.in_features}] and [{layer.out_features}, rank]")
+    if problems:
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise UsageError(f"adapter `{name}` does not fit the model", why="\n".join(problems[:_SHOWN] + more),
+                         hint="attach it to the model it was trained on")
+
+
+def _linear(weight_OI: Tensor) -> Linear:
+    with torch.device("meta"):
+        layer = Linear(weight_OI.shape[1], weight_OI.shape[0], bias=False)
+    layer.weight = nn.Parameter(weight_OI.contiguous())
+    return layer
+
+
+def _version(weights: AdapterWeights) -> str:
+    digest = hashlib.sha256(struct.pack("<d", weights.scale))
+    for path in sorted(weights.pairs):
+        digest.update(path.encode())
+        for tensor in weights.pairs[path]:
+            digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""In which form a model's weights are held, and how much memory that takes.
+
+Forms: "float32" and "bfloat16" hold every matrix so; "stored" keeps the blocks of a GGUF file that the
+kernels read as they are (Q8_0, Q4_0, Q4_1, Q4_K) and holds the rest in bfloat16; "int8" and "int4" quantise
+in groups of 32 inputs (the layouts of Q8_0 and Q4_1), int4 with embedding and output matrix in int8, whose
+errors every token sees. Activations are float32 with float32 weights and bfloat16 with all others.
+
+Does not: quantise, or know how much memory a cache takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openhearth import hardware
+from openhearth.errors import Unsupported, UsageError
+from openhearth.formats.records import Checkpoint
+from openhearth.spec.dtypes import choose_dtype
+from openhearth.spec.records import ModelSpec
+from openhearth.units import format_bytes
+
+SETTINGS = ("auto", "float32", "bfloat16", "int8", "int4")
+_BLOCK_TYPES = {"Q8_0": 32, "Q4_0": 32, "Q4_1": 32, "Q4_K": 256}
+"""Kept as they are; the numbers of one block."""
+_BITS = {"F32": 32, "BF16": 16, "Q8_0": 8.5, "Q4_0": 4.5, "Q4_1": 5, "Q4_K": 4.625}
+"""Of one number, when packed."""
+_TABLES = ("token_embd.weight", "output.weight", "model.embed_tokens.weight", "lm_head.weight")
+_PANEL = 32
+_USABLE_SHARE = 0.8
+_OF_THE_FILE = "of the file and the memory"
+
+
+@dataclass(frozen=True)
+class WeightChoice:
+    """The form chosen, the activations' dtype, and why.
+
+    Example: ``WeightChoice("stored", "bfloat16", "Q4_1 as in the file", 98000000)``.
+    """
+
+    form: str
+    dtype: str
+    reason: str
+    num_bytes: int
+
+
+def choose_weights(setting: str, dtype: str, checkpoint: Checkpoint, spec: ModelSpec, *,
+                   has_native: bool) -> WeightChoice:
+    """Return the form for a setting that may be "auto" and a dtype setting that may be "auto".
+
+    auto: what the file holds, as far as the kernels read it; of the smaller forms the largest that four
+    fifths of the free memory hold. Without native kernels weights are float32 or bfloat16.
+    Raises: UsageError when the settings contradict each other; Unsupported when quantised weights are
+    asked for and there are no native kernels.
+    """
+    if setting not in SETTINGS:
+        raise UsageError(f"weights `{setting}` are unknown", why="expected " + ", ".join(SETTINGS),
+                         hint="--weights auto")
+    computed = {"auto": dtype, "float32": "float32"}.get(setting, "bfloat16")
+    if dtype not in ("auto", computed):
+        raise UsageError(f"weights `{setting}` and dtype `{dtype}` exclude each other",
+                         why="float32 weights are computed in float32, all others in bfloat16",
+                         hint=f"--weights {setting}")
+    if setting in ("int8", "int4") and not has_native:
+        raise Unsupported(f"{setting} weights need the native kernels",
+                          why="this process runs the reference kernels",
+                          hint="unset HEARTH_ISA, or --weights bfloat16")
+    if setting != "auto":
+        return WeightChoice(setting, computed, "as asked for", weight_bytes(checkpoint, spec, setting))
+    if not has_native or dtype == "float32":
+        chosen = choose_dtype(dtype, spec)
+        reason = "as asked for" if dtype != "auto" else _OF_THE_FILE
+        return WeightChoice(chosen, chosen, reason, weight_bytes(checkpoint, spec, chosen))
+    return _fitting(dtype, checkpoint, spec)
+
+
+def _fitting(dtype: str, checkpoint: Checkpoint, spec: ModelSpec) -> WeightChoice:
+    blocks = sorted({entry.type for entry in checkpoint.tensors.values() if entry.type in _BLOCK_TYPES})
+    if blocks:
+        first, reason = "stored", f"{', '.join(blocks)} as in the file"
+    else:
+        first, reason = choose_dtype(dtype, spec), _OF_THE_FILE
+    available = hardware.read_memory().available_bytes
+    forms = [first, *(form for form in ("int8", "int4") if first != form)]
+    sizes = {form: weight_bytes(checkpoint, spec, form) for form in forms}
+    fitting = [form for form in forms if sizes[form] <= _USABLE_SHARE * available]
+    chosen = fitting[0] if fitting else min(forms, key=sizes.get)
+    if chosen != first:
+        reason = f"{first} needs {format_bytes(sizes[first])} of {format_bytes(available)} that are free"
+    return WeightChoice(chosen, "float32" if chosen == "float32" else "bfloat16", reason, sizes[chosen])
+
+
+def packed_format(type: str, name: str, shape: Sequence[int], form: str) -> str:
+    """Return how a matrix of a checkpoint is packed: "F32", "BF16", or a block type of GGUF.
+
+    type, name, shape: of the tensor. Matrices whose rows are no whole groups stay bfloat16.
+    """
+    if form == "float32":
+        return "F32"
+    num_inputs = shape[-1]
+    if form == "stored":
+        return type if type in _BLOCK_TYPES and num_inputs % _BLOCK_TYPES[type] == 0 else "BF16"
+    if form == "bfloat16" or num_inputs % 32:
+        return "BF16"
+    if form == "int8" or name in _TABLES:
+        return "Q8_0"
+    return type if type in ("Q4_0", "Q4_1", "Q4_K") else "Q4_1"
+
+
+def weight_bytes(checkpoint: Checkpoint, spec: ModelSpec, form: str) -> int:
+    """Return the bytes that a loaded model's weights take, packed with the padding that belongs to it."""
+    number_bytes = 4 if form == "float32" else 2
+    total = 0
+    for name, entry in checkpoint.tensors.items():
+        if spec.is_tied and name in ("lm_head.weight", "output.weight"):
+            continue
+        if len(entry.shape) != 2:
+            total += math.prod(entry.shape) * number_bytes
+            continue
+        rows, inputs = entry.shape
+        format = packed_format(entry.type, name, entry.shape, form)
+        inputs = -(-inputs // 32) * 32 if format == "BF16" else inputs
+        total += round(-(-rows // _PANEL) * _PANEL * inputs * _BITS[format] / 8)
+    return total

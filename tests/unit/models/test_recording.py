@@ -1,0 +1,104 @@
+"""A recorded forward has the bits of the plain one, for packs of every kind."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from support.decoder import Decoder
+from support.packs import PagedRunner
+from support.tiny import build_llama
+
+from openhearth.formats import open_checkpoint
+from openhearth.models import load_model, record
+from openhearth.models.linear import Linear
+from openhearth.spec import read_spec
+
+STEPS = [{0: [3, 1, 4, 1, 5], 1: [9, 2]}, {0: [6], 1: [5, 3, 5]}, {2: [8, 9, 7] * 9},
+         {0: [1], 1: [2], 2: [3]}]
+
+
+def build(folder, **config):
+    build_llama(folder, with_tokenizer=False, **config)
+    return folder
+
+
+def load(folder, dtype, **kinds):
+    checkpoint = open_checkpoint(folder)
+    return load_model(checkpoint, read_spec(checkpoint), dtype=dtype, **kinds)
+
+
+class Replayed:
+    """The model with its forward replaced by the program of it over the runner's cache."""
+
+    def __init__(self, model):
+        self.model, self.spec, self.dtype, self.program = model, model.spec, model.dtype, None
+
+    def __call__(self, token_ids_T, positions_T, attn):
+        self.program = self.program or record(self.model, attn.cache)
+        return self.program.forward(token_ids_T, positions_T, attn)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("config", [{}, {
+    "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True}],
+                         ids=["plain", "biases"])
+def test_a_replay_has_the_bits_of_the_forward(tmp_path, config, dtype):
+    model = load(build(tmp_path, **config), dtype)
+    plain, replayed = PagedRunner(model, num_pages=32), PagedRunner(Replayed(model), num_pages=32)
+    for chunks in STEPS:
+        want, found = plain.step(chunks), replayed.step(chunks)
+        assert all(torch.equal(want[sequence], found[sequence]) for sequence in chunks)
+    for layer, keys in enumerate(plain.cache.keys):
+        assert torch.equal(keys.nan_to_num(7), replayed.cache.keys[layer].nan_to_num(7))
+
+
+def test_products_of_one_input_are_one_step(tmp_path):
+    model = load(build(tmp_path), torch.float32)
+    spec, runner = model.spec, PagedRunner(model)
+    names = [step.name for step in record(model, runner.cache).steps]
+    assert len(names) == 2 + 8 * spec.num_layers
+    width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
+    assert names[:4] == ["embedding", "norm", f"linear {spec.hidden_size} -> {width}", "attention"]
+    assert names[6] == f"linear {spec.hidden_size} -> {2 * spec.intermediate_size}"
+
+
+def test_the_bytes_of_the_steps_are_those_of_the_weights(tmp_path):
+    model = load(build(tmp_path, tie_word_embeddings=False), torch.float32)
+    steps = record(model, PagedRunner(model).cache).steps
+    packed = sum(module.packed.packed.numel() for name, module in model.named_modules()
+                 if isinstance(module, Linear) and name != "lm_head")
+    assert sum(step.bytes_fixed for step in steps) == packed
+    spec = model.spec
+    products = sum(step.flops_per_row for step in steps) + 2 * spec.vocab_size * spec.hidden_size
+    keys = sum(step.flops_per_key for step in steps)
+    assert products + 10 * keys == spec.flops_per_token(10)
+
+
+def test_steps_are_measured_only_when_asked(tmp_path):
+    model = load(build(tmp_path), torch.float32)
+    runner = PagedRunner(Replayed(model))
+    runner.step(STEPS[0])
+    program = runner.model.program
+    total_s, steps_s = program.measure(lambda: runner.step(STEPS[1]))
+    assert len(steps_s) == len(program.steps) and 0 < sum(steps_s) < total_s and min(steps_s) >= 0
+    runner.step(STEPS[3])
+    assert program.measure(lambda: None)[1] == [0] * len(program.steps)
+
+
+def test_weights_that_may_change_are_not_recorded(tmp_path):
+    folder = build(tmp_path)
+    trainable = load(folder, torch.float32, is_trainable=True)
+    cache = PagedRunner(trainable).cache
+    assert record(trainable, cache) is None and record(load(folder, torch.float16), cache) is None
+    assert record(Decoder(), cache) is None
+
+
+def test_reference_kernels_are_not_recorded(tmp_path):
+    code = ("import sys, torch; from openhearth.formats import open_checkpoint as o;"
+            "from pathlib import Path;"
+            "from openhearth.models import load_model, record; from openhearth.spec import read_spec;"
+            "c = o(Path(sys.argv[1])); print(record(load_model(c, read_spec(c), dtype=torch.float32), None))")
+    done = subprocess.run([sys.executable, "-c", code, str(build(tmp_path))], check=True, text=True,
+                          env={"HEARTH_ISA": "reference", "PATH": "/usr/bin:/bin"}, capture_output=True)
+    assert done.stdout.strip() == "None"
