@@ -112,15 +112,15 @@ def measure_pairs(ours: Runner, peer: Runner, case: Case, vocab_size: int, numbe
         order = [ours, peer] if len(pairs.ours) % 2 == 0 else [peer, ours]
         meter, started, rates, cpu_s = LoadMeter(), time.perf_counter(), {}, 0.0
         for runner in order:
-            rates[runner.engine], used_s = runner.run(case, prompts, runner.chosen.get(case.name, {}))
+            rates[runner.name], used_s = runner.run(case, prompts, runner.chosen.get(case.name, {}))
             cpu_s += used_s
         foreign = meter.foreign_share(cpu_s) or 0.0
-        on_round(f"{case.name}: {ours.name} {rates[ours.engine]:.1f}, {peer.name} {rates[peer.engine]:.1f} "
+        on_round(f"{case.name}: {ours.name} {rates[ours.name]:.1f}, {peer.name} {rates[peer.name]:.1f} "
                  f"tokens/s, others {100 * foreign:.0f}%, {time.perf_counter() - started:.0f} s")
         if foreign > FOREIGN_LIMIT and num_noisy < num_rounds:
             num_noisy += 1
             continue
-        pairs.ours.append(rates[ours.engine])
-        pairs.theirs.append(rates[peer.engine])
+        pairs.ours.append(rates[ours.name])
+        pairs.theirs.append(rates[peer.name])
         pairs.foreign.append(foreign)
     return pairs
