@@ -39,9 +39,8 @@ def test_record_has_every_row_with_its_setting_and_yardstick(run, long_folder):
     for name, row in record["rows"].items():
         assert 0 < row["low"] <= row["tokens_per_s"] <= row["high"], name
         assert row["num_rounds"] == record["settings"]["rounds"] == 1
+        assert 0 < row["share_of_limit"] < 2, name
     assert record["rows"]["batch_64"]["sequences"] == 64
-    assert 0 < record["rows"]["decode_f32"]["percent_of_bandwidth"] < 200
-    assert 0 < record["rows"]["prefill_1900"]["percent_of_matmul"] < 120
     assert record["machine"]["cpu"] == hardware.read_cpu().model
     assert record["machine"]["bandwidth_bytes_per_s"]["median"] > 1e8
     assert record["settings"]["dtype"] == "float32" and record["settings"]["threads"] == 1
@@ -54,9 +53,9 @@ def test_rows_that_the_context_cannot_hold_are_named_and_the_table_is_on_stdout(
     done = run("bench", tiny_folder, "--quick", "--dtype", "bfloat16", "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert lines[0].split() == ["row", "tokens/s", "spread", "reached"]
+    assert lines[0].split() == ["row", "tokens/s", "spread", "of", "the", "limit"]
     assert [line.split()[0] for line in lines[1:5]] == ["decode_bf16", "batch_8", "batch_32", "batch_64"]
-    assert "of bandwidth" in lines[1]
+    assert lines[1].endswith("%")
     assert "prefill_512 was left out: needs a context of 513 tokens, the model has 512" in done.err
 
 

@@ -98,12 +98,15 @@ class LoadMeter:
         self._start = self._read()
         self._started = time.perf_counter()
 
-    def foreign_share(self) -> float | None:
-        """Return 0.0 for an idle neighbourhood up to 1.0 for all cores; None where unknown."""
+    def foreign_share(self, others_s: float = 0.0) -> float | None:
+        """Return 0.0 for an idle neighbourhood up to 1.0 for all cores; None where unknown.
+
+        others_s: processor seconds of processes that belong to what is measured.
+        """
         end, wall_s = self._read(), time.perf_counter() - self._started
         if self._start is None or end is None or wall_s <= 0:
             return None
-        foreign_s = (end[0] - self._start[0]) - (end[1] - self._start[1])
+        foreign_s = (end[0] - self._start[0]) - (end[1] - self._start[1]) - others_s
         return min(1.0, max(0.0, foreign_s / wall_s / (os.cpu_count() or 1)))
 
     @staticmethod

@@ -1,10 +1,15 @@
 """Tokens per second of a loaded model, through the engine that also serves.
 
-Rows: `decode_*` (one sequence, 32 prompt tokens), `prefill_512` and `prefill_1900` (time to the
-first token), `batch_8`, `batch_32`, `batch_64` (64 prompt tokens each, all generated tokens over the
-whole time). Prompts are random token ids, new in every round, and no stop token ends an answer.
+Rows: `decode_*` (one sequence, 32 prompt tokens; named after the weights' format), `prefill_512` and
+`prefill_1900` (time to the first token), `batch_8`, `batch_32`, `batch_64` (64 prompt tokens each, all
+generated tokens over the whole time). Prompts are random token ids, new in every round, and no stop
+token ends an answer. `bench/peers/` measures other programs with the same rows.
 
-Does not: compare with other programs, or judge what the model says.
+A row's share of the limit is the shortest time its bytes and operations allow over the time it took:
+a prompt multiplies matrices; a step with one token per sequence reads every weight and all keys and
+values, or multiplies matrices, whichever takes longer.
+
+Does not: judge what the model says.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from dataclasses import dataclass
 
 from openhearth.bench.machine import LoadMeter, Rate, summarise
 from openhearth.engine import Engine, EngineSettings, Request, Sampling
+from openhearth.engine.memory import MIN_TOKENS
 from openhearth.local import LocalModel
 from openhearth.spec import ModelSpec
 
@@ -45,11 +51,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured row. percent: of the measured bandwidth (decode) or matrix rate (prefill), or None."""
+    """One measured row. share: of the measured limit, 1.0 = at the limit."""
 
     case: Case
     tokens_per_s: Rate
-    percent: float | None = None
+    share: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """One run of prompts: when the first and the last token were there, in seconds, and all tokens."""
+
+    first_s: float
+    total_s: float
+    token_ids: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,10 @@ def weights_name(model: LocalModel) -> str:
 
 
 def list_cases(weights: str, *, is_quick: bool) -> list[Case]:
-    """Return the rows of a benchmark; quick ones are the same rows with fewer new tokens."""
+    """Return the rows of a benchmark; quick ones are the same rows with fewer new tokens.
+
+    weights: see `weights_name`.
+    """
     decode_tokens, batch_tokens = (48, 16) if is_quick else (256, 128)
     return [Case(f"decode_{weights}", "decode", 1, 32, decode_tokens),
             *(Case(f"prefill_{count}", "prefill", 1, count, 1) for count in (512, 1900)),
@@ -91,7 +109,8 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
     fitting = [case for case in cases if case.context_tokens <= spec.max_position]
     if not fitting:
         return
-    engine = _open_engine(model, fitting)
+    engine = open_engine(model, max(fitting, key=lambda case: case.num_sequences * case.context_tokens))
+    weight_bytes = weight_bytes_read(spec, model.weights.num_bytes / spec.num_parameters)
     numbers = random.Random(0)
     _run_round(engine, Case("warm-up", "batch", 1, 16, 4), spec.vocab_size, numbers)
     for case in fitting:
@@ -110,42 +129,52 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
             rates.append(rate)
             loads.append(load)
         measured = summarise(rates, loads)
-        yield Row(case, measured, _percent(model, case, measured.median, yardsticks))
+        limit = limit_rate(spec, case, yardsticks, weight_bytes,
+                           _NUMBER_BYTES[model.cache_dtype])
+        yield Row(case, measured, measured.median / limit)
 
 
-def _open_engine(model: LocalModel, cases: list[Case]) -> Engine:
-    """An engine of its own over the loaded weights: room for the largest batch, no shared prefixes."""
-    number_bytes = _NUMBER_BYTES[model.cache_dtype]
+def open_engine(model: LocalModel, case: Case) -> Engine:
+    """Return an engine of its own over the loaded weights: room for one case, no shared prefixes."""
     page = EngineSettings().page_size
-    tokens = max(case.num_sequences * (case.context_tokens + page) for case in cases)
-    cache_bytes = (tokens + 2 * page) * model.spec.kv_bytes_per_token(number_bytes)
+    tokens = max(MIN_TOKENS, case.num_sequences * (case.context_tokens + page)) + 2 * page
+    cache_bytes = tokens * model.spec.kv_bytes_per_token(_NUMBER_BYTES[model.cache_dtype])
     return Engine(model.engine.model, weights_version=model.stored.weights_sha256,
                   settings=EngineSettings(cache_bytes=cache_bytes, has_prefix_cache=False,
                                           cache_dtype=model.cache_dtype))
 
 
-def _run_round(engine: Engine, case: Case, vocab_size: int, numbers: random.Random) -> float:
-    """Run one round and return its tokens per second."""
-    sampling = Sampling(temperature=0.0, max_tokens=case.new_tokens)
+def run_prompts(engine: Engine, prompts: list[tuple[int, ...]], new_tokens: int) -> Timed:
+    """Continue all prompts together, greedily and to the end, and return the times."""
+    sampling = Sampling(temperature=0.0, max_tokens=new_tokens)
     started = time.perf_counter()
-    for _ in range(case.num_sequences):
-        prompt = tuple(numbers.randrange(vocab_size) for _ in range(case.prompt_tokens))
-        engine.submit(Request(prompt, sampling))
+    tokens = {engine.submit(Request(prompt, sampling)): [] for prompt in prompts}
     first = last = None
-    drawn = open_sequences = 0
-    open_sequences = case.num_sequences
-    while open_sequences:
+    num_open = len(prompts)
+    while num_open:
         events = engine.step()
         last = time.perf_counter()
         for event in events:
             first = first or last
-            drawn += event.token_id is not None
-            open_sequences -= event.finish_reason is not None
+            if event.token_id is not None:
+                tokens[event.request_id].append(event.token_id)
+            num_open -= event.finish_reason is not None
+    return Timed(first - started, last - started, tuple(map(tuple, tokens.values())))
+
+
+def rate_of(case: Case, timed: Timed) -> float:
+    """Return a run's tokens per second as its case counts them."""
     if case.kind == "prefill":
-        return case.prompt_tokens / (first - started)
+        return case.prompt_tokens / timed.first_s
     if case.kind == "decode":
-        return (drawn - 1) / (last - first)
-    return drawn / (last - started)
+        return (case.new_tokens - 1) / (timed.total_s - timed.first_s)
+    return case.num_sequences * case.new_tokens / timed.total_s
+
+
+def _run_round(engine: Engine, case: Case, vocab_size: int, numbers: random.Random) -> float:
+    prompts = [tuple(numbers.randrange(vocab_size) for _ in range(case.prompt_tokens))
+               for _ in range(case.num_sequences)]
+    return rate_of(case, run_prompts(engine, prompts, case.new_tokens))
 
 
 def weight_bytes_read(spec: ModelSpec, number_bytes: float) -> int:
@@ -160,14 +189,20 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     return sum(spec.flops_per_token(position + 1) - head for position in range(num_tokens)) + head
 
 
-def _percent(model: LocalModel, case: Case, tokens_per_s: float, yardsticks: Yardsticks) -> float | None:
-    spec = model.spec
-    if case.kind == "decode":
-        context = case.prompt_tokens + case.new_tokens // 2
-        read = weight_bytes_read(spec, model.weights.num_bytes / spec.num_parameters)
-        read += spec.kv_bytes_per_token(_NUMBER_BYTES[model.cache_dtype]) * context
-        return 100 * tokens_per_s * read / yardsticks.bandwidth
+def limit_rate(spec: ModelSpec, case: Case, yardsticks: Yardsticks, weight_bytes: int,
+               kv_number_bytes: float) -> float:
+    """Return the tokens per second of a case on a machine that only reads and multiplies.
+
+    weight_bytes: what one step reads. kv_number_bytes: of one number of the cache.
+    """
+    context = case.prompt_tokens + case.new_tokens // 2
+    step_bytes = weight_bytes + case.num_sequences * context * spec.kv_bytes_per_token(kv_number_bytes)
+    step_flops = case.num_sequences * spec.flops_per_token(context)
+    step_s = max(step_bytes / yardsticks.bandwidth, step_flops / yardsticks.matmul)
+    prompt_s = prefill_flops(spec, case.prompt_tokens) / yardsticks.matmul
     if case.kind == "prefill":
-        flops_per_s = tokens_per_s * prefill_flops(spec, case.prompt_tokens) / case.prompt_tokens
-        return 100 * flops_per_s / yardsticks.matmul
-    return None
+        return case.prompt_tokens / prompt_s
+    if case.kind == "decode":
+        return 1 / step_s
+    total_s = case.num_sequences * prompt_s + (case.new_tokens - 1) * step_s
+    return case.num_sequences * case.new_tokens / total_s

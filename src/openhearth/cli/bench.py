@@ -101,10 +101,7 @@ def _row_record(row: Row) -> dict[str, Any]:
     rate = _rate_record(row.tokens_per_s)
     record = {"tokens_per_s": rate.pop("median"), **rate, "sequences": row.case.num_sequences,
               "prompt_tokens": row.case.prompt_tokens, "new_tokens": row.case.new_tokens}
-    if row.percent is not None:
-        name = "percent_of_bandwidth" if row.case.kind == "decode" else "percent_of_matmul"
-        record[name] = round(row.percent, 2)
-    return record
+    return record | {"share_of_limit": round(row.share, 4)}
 
 
 def _profile_record(step: StepProfile) -> dict[str, Any]:
@@ -131,13 +128,9 @@ def _print_profile(step: dict[str, Any]) -> None:
 
 
 def _print_report(record: dict[str, Any]) -> None:
-    rows = []
-    for name, row in record["rows"].items():
-        reached = [f"{row[f'percent_of_{yardstick}']:.0f}% of {yardstick}"
-                   for yardstick in ("bandwidth", "matmul") if f"percent_of_{yardstick}" in row]
-        rows.append([name, f"{row['tokens_per_s']:.1f}", f"{row['low']:.1f} - {row['high']:.1f}", *reached,
-                     *[""] * (1 - len(reached))])
-    print_table(["row", "tokens/s", "spread", "reached"], rows)
+    rows = [[name, f"{row['tokens_per_s']:.1f}", f"{row['low']:.1f} - {row['high']:.1f}",
+             f"{100 * row['share_of_limit']:.0f}%"] for name, row in record["rows"].items()]
+    print_table(["row", "tokens/s", "spread", "of the limit"], rows)
     print()
     machine, settings, versions = record["machine"], record["settings"], record["versions"]
     print_fields({

@@ -1,0 +1,203 @@
+"""Pages from results: `python bench/report.py` writes them, `--check` tells whether they are up to date.
+
+`results/cpu.json` gives docs/performance.md and its charts, `results/perplexity.json` docs/results.md.
+Where a results file is missing, its pages are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from chart import COLOURS, bar_chart
+
+ROOT = Path(__file__).resolve().parent.parent
+CHARTS = {"decode": "One stream", "prefill": "Reading a prompt", "batch": "Many streams"}
+KEYS = {"work", "tokens_per_s", "peer", "peer_version", "peer_flags", "peer_tokens_per_s", "ratio", "ratios",
+        "share_of_limit"}
+"""What every row of cpu.json has at least."""
+
+
+def performance_pages(record: dict[str, Any]) -> dict[str, str]:
+    """Return file name -> text of docs/performance.md and its charts."""
+    works = list(dict.fromkeys(row["work"] for row in record["rows"]))
+    by_work = {work: [row for row in record["rows"] if row["work"] == work] for work in works}
+    pages, images = {}, []
+    for kind, title in CHARTS.items():
+        groups = {work: _rates(rows) for work, rows in by_work.items() if work.startswith(f"{kind}_")}
+        if groups:
+            pages[f"performance-{kind}.svg"] = bar_chart(title, "tokens per second", groups)
+            images.append(f"![{title}, tokens per second](performance-{kind}.svg)")
+    sections = [
+        PERFORMANCE_HEAD, _speed_table(by_work), *images, COLD_HEAD, _cold_table(record["cold_start"]),
+        FLAGS_HEAD, _flags_table(record["rows"]), "## The machine", _machine_text(record), PERFORMANCE_AGAIN]
+    pages["performance.md"] = "\n\n".join(sections) + "\n"
+    return pages
+
+
+def results_pages(record: dict[str, Any]) -> dict[str, str]:
+    """Return file name -> text of docs/results.md."""
+    rows = {(row["engine"], row["weights"]): row for row in record["rows"]}
+    truth = rows["transformers", "f32"]["perplexity"]
+    lines = []
+    for weights in dict.fromkeys(weights for _, weights in rows):
+        ours, theirs = (rows.get((engine, weights)) for engine in ("openhearth", "llama.cpp"))
+        size = (ours or theirs or rows["transformers", "f32"])["file_bytes"]
+        lines.append([weights, f"{size / 1e6:.1f}" if weights not in ("f32", "int8", "int4") else "-",
+                      *_perplexity_cells(ours, truth), *_perplexity_cells(theirs, truth)])
+    table = _table(["format", "file, MB", "openhearth", "change", "llama.cpp", "change"], lines)
+    text, versions = record["text"], record["versions"]
+    about = RESULTS_HEAD.format(
+        tokens=text["num_tokens"], window=text["window"], sha256=text["sha256"],
+        source=record["source"]["name"],
+        bos="after a BOS" if text["has_bos"] else "this model's tokenizer adds no BOS",
+        truth=f"{truth:.4f}", transformers=versions["transformers"], llama=versions["llama.cpp"])
+    return {"results.md": f"{about}\n{table}\n\n{RESULTS_TAIL}"}
+
+
+def _rates(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Tokens per second per program; ours is the median over its pairs with every peer."""
+    ours = statistics.median(row["tokens_per_s"] for row in rows)
+    return {"openhearth": ours} | {row["peer"]: row["peer_tokens_per_s"] for row in rows}
+
+
+def _speed_table(by_work: dict[str, list[dict[str, Any]]]) -> str:
+    seen = {row["peer"] for rows in by_work.values() for row in rows}
+    peers = [name for name in COLOURS if name in seen]
+    lines = []
+    for work, rows in by_work.items():
+        cells = {row["peer"]: f"{row['peer_tokens_per_s']:,.0f}, **{row['ratio']:.2f}x** "
+                              f"({min(row['ratios']):.2f} to {max(row['ratios']):.2f})" for row in rows}
+        share = statistics.median(row["share_of_limit"] for row in rows)
+        lines.append([work, rows[0]["weights"], f"{_rates(rows)['openhearth']:,.0f}", f"{100 * share:.0f}%",
+                      *(cells.get(peer, "-") for peer in peers)])
+    return _table(["row", "weights", "openhearth", "of the limit", *peers], lines)
+
+
+def _cold_table(rows: list[dict[str, Any]]) -> str:
+    return _table(["program", "weights", "first token, s", "peak memory, MiB"],
+                  [[row["engine"], row["weights"], f"{row['seconds']:.2f}",
+                    f"{row['peak_memory_bytes'] / 2**20:,.0f}"] for row in rows])
+
+
+def _flags_table(rows: list[dict[str, Any]]) -> str:
+    return _table(["row", "program", "version", "settings"],
+                  [[row["work"], row["peer"], row["peer_version"], row["peer_flags"]] for row in rows])
+
+
+def _machine_text(record: dict[str, Any]) -> str:
+    machine, settings = record["machine"], record["settings"]
+    missing = "".join(f"\n- Not measured: {name}: {reason}" for name, reason in record["missing"].items())
+    loads = max((row.get("foreign_load", 0.0) for row in record["rows"]), default=0.0)
+    return (f"- {machine['cpu']}: {', '.join(machine['features'])}; {machine['cores']} cores, "
+            f"{machine['last_cache_bytes'] / 2**20:.0f} MiB of last-level cache, "
+            f"{machine['memory_bytes'] / 2**30:.0f} GiB of memory\n"
+            f"- measured limits: {machine['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s read from memory, "
+            f"{machine['bf16_matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of bfloat16 products (torch)\n"
+            f"- {settings['threads']} threads, {settings['rounds']} rounds, commit {record['commit']}\n"
+            f"- other programs used up to {100 * loads:.0f}% of the cores in a counted round{missing}")
+
+
+def _perplexity_cells(row: dict[str, Any] | None, truth: float) -> list[str]:
+    if row is None:
+        return ["-", "-"]
+    return [f"{row['perplexity']:.4f}", f"{100 * (row['perplexity'] / truth - 1):+.2f}%"]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
+
+
+PERFORMANCE_HEAD = """\
+# Performance
+
+SmolLM2-135M-Instruct beside other programs on one machine. Generated by `bench/report.py` from
+`bench/results/cpu.json`.
+
+Every program has the same weights, prompts of the same random token ids and the same number of
+threads, in a process of its own, and takes turns with openhearth; no prompt comes twice. A ratio is
+the median over the rounds of openhearth's tokens per second over the other program's (lowest and
+highest round in brackets); above 1 openhearth is faster. `decode` is one stream, 32 tokens of
+prompt and 256 generated, named after the format of the weights; `prefill` counts a prompt's tokens
+up to the first one generated; `batch` is 8, 32 or 64 prompts of 64 tokens with 128 generated each,
+generated tokens over the whole time. Where a row does not name a format, every program has the one
+that was fastest for it. The limit is what the machine allows: every weight and cached number read
+once per step at the measured memory bandwidth, or the products at the measured bfloat16 rate,
+whichever takes longer."""
+COLD_HEAD = """\
+## Start and memory
+
+From the start of the process to the first token after a prompt of 32, files in the page cache; peak
+resident memory after 64 more tokens (a file mapped into memory counts)."""
+FLAGS_HEAD = """\
+## Settings that were best
+
+Tried before measuring, the fastest kept: flash attention on and off, keys and values in bf16 and
+f16, 512 and 2048 tokens at once for llama.cpp, and every format of the weights that a program has.
+vLLM and transformers run with tcmalloc preloaded."""
+PERFORMANCE_AGAIN = """\
+## Again
+
+```sh
+hearth pull smollm2
+python bench/peers/install.py --home FOLDER   # each program into its own environment; builds llama.cpp
+python bench/peers/convert.py --home FOLDER   # one model, every program's format
+python bench/peers/run.py --home FOLDER --explore --out bench/results/cpu.json
+python bench/report.py
+```
+
+`run.py --quick` compares with llama.cpp alone, in one round. `hearth bench` measures the same rows
+of openhearth without any other program. A busy neighbour halves results and more: rounds with
+foreign load are repeated, and the machine should be idle."""
+RESULTS_HEAD = """\
+# Results
+
+What a weight format costs in quality. Generated by `bench/report.py` from
+`bench/results/perplexity.json`.
+
+Perplexity of SmolLM2-135M-Instruct on {tokens:,} tokens of GSM8K's test split (questions and
+answers; sha256 of the file `{sha256}`), windows of {window} tokens scored in full ({bos}). All
+files are made from `{source}` by llama.cpp's own quantiser, so its 4-bit blocks are what the
+original is: Q4_1 is the file itself, and Q4_0 has been quantised a second time. The change is
+against the same weights in float32 with `transformers` {transformers}: {truth}. llama.cpp is the
+one in llama-cpp-python {llama}, on the same files and windows.
+"""
+RESULTS_TAIL = """\
+## Again
+
+```sh
+python bench/peers/install.py transformers llama.cpp --home FOLDER
+python bench/peers/convert.py --home FOLDER
+python bench/perplexity.py TEST.jsonl --home FOLDER --out bench/results/perplexity.json
+python bench/report.py
+```
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--check", action="store_true", help="compare only; status 1 where a page differs")
+    parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    pages: dict[str, str] = {}
+    for name, make in (("cpu.json", performance_pages), ("perplexity.json", results_pages)):
+        path = options.results / name
+        if path.exists():
+            pages |= make(json.loads(path.read_text(encoding="utf-8")))
+    stale = [name for name, text in pages.items() if not (options.docs / name).exists()
+             or (options.docs / name).read_text(encoding="utf-8") != text]
+    for name in stale:
+        if options.check:
+            print(f"{options.docs / name} is not what the results say", file=sys.stderr)
+        else:
+            (options.docs / name).write_text(pages[name], encoding="utf-8")
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
