@@ -2,11 +2,13 @@
 #include "linear.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
 
 #include "pool.h"
+#include "rows.h"
 
 namespace hearth {
 namespace {
@@ -65,6 +67,20 @@ GroupSums group_sums_of(Isa isa) {
 #endif
 }
 
+using GluRows = void (*)(const GluCall&, std::int64_t, std::int64_t);
+
+GluRows glu_rows_of(Isa isa) {
+#if defined(HEARTH_HAS_AVX512)
+    if (isa != Isa::avx2) return glu_avx512;
+#endif
+    (void)isa;
+#if defined(HEARTH_X86)
+    return glu_avx2;
+#else
+    return nullptr;
+#endif
+}
+
 // Memory that a thread keeps from call to call; it grows to the largest one asked for.
 class Scratch {
 public:
@@ -88,7 +104,7 @@ private:
     std::size_t size_ = 0;
 };
 
-thread_local Scratch scratch_of_thread, sums_of_thread;
+thread_local Scratch scratch_of_thread, sums_of_thread, products_of_thread;
 
 std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
@@ -154,7 +170,49 @@ void sum_groups(Isa isa, const LinearCall* calls, std::size_t num_calls, Cut* cu
     }
 }
 
+void compute(Isa isa, const LinearCall& call, const Block& block, const float* x_sums) {
+    if (is_blocks(call.format)) {
+        blocks_kernel_of(isa)(call, block, x_sums, scratch_of_thread.take(scratch_bytes(call.num_inputs)));
+    } else {
+        kernel_of(isa, call.format)(call, block);
+    }
+}
+
+// Computes a block of a call into memory of its own, of so many numbers a row.
+void compute_apart(Isa isa, LinearCall call, const Block& block, const float* x_sums, char* out, std::int64_t stride) {
+    const std::int64_t number_bytes = call.out_number == Number::bf16 ? 2 : 4;
+    const std::int64_t before = block.row * stride + block.panel * kPanel;
+    call.out = reinterpret_cast<void*>(reinterpret_cast<std::uintptr_t>(out) - std::uintptr_t(before * number_bytes));
+    call.out_stride = stride;
+    compute(isa, call, block, x_sums);
+}
+
 }  // namespace
+
+void linear_glu(Isa isa, const LinearCall& gate, const LinearCall& up, const GluCall& gating) {
+    const LinearCall calls[2] = {gate, up};
+    Cut cuts[2] = {};
+    sum_groups(isa, calls, 2, cuts);
+    const std::int64_t panels = num_panels(gate.num_outputs), number_bytes = gate.out_number == Number::bf16 ? 2 : 4;
+    const std::int64_t width = std::max<std::int64_t>(1, panels_per_chunk(gate) / 2);
+    const std::int64_t num_across = divide_up(panels, width), height = rows_per_chunk(gate, num_across);
+    for_each_chunk(num_across * divide_up(gate.num_rows, height), [&](std::int64_t chunk) {
+        const std::int64_t row = chunk / num_across * height, panel = chunk % num_across * width;
+        const Block block{row, std::min(row + height, gate.num_rows), panel, std::min(panel + width, panels)};
+        const std::int64_t stride = width * kPanel, half = (block.row_end - row) * stride * number_bytes;
+        char* const memory = products_of_thread.take(2 * half);
+        compute_apart(isa, gate, block, cuts[0].x_sums, memory, stride);
+        compute_apart(isa, up, block, cuts[1].x_sums, memory + half, stride);
+        GluCall inside = gating;
+        inside.gate = memory;
+        inside.up = memory + half;
+        inside.gate_stride = inside.up_stride = stride;
+        inside.out = static_cast<char*>(gating.out) + (row * gating.out_stride + panel * kPanel) * number_bytes;
+        inside.size = std::min(block.panel_end * kPanel, gate.num_outputs) - panel * kPanel;
+        inside.num_rows = block.row_end - row;
+        glu_rows_of(isa)(inside, 0, inside.num_rows);
+    });
+}
 
 void linear(Isa isa, const LinearCall* calls, std::size_t num_calls) {
     for (; num_calls > kMaxTogether; ++calls, --num_calls) linear(isa, calls, 1);
@@ -177,11 +235,7 @@ void linear(Isa isa, const LinearCall* calls, std::size_t num_calls) {
         const std::int64_t row = inside / cut.num_across * cut.height, panel = inside % cut.num_across * cut.width;
         const Block block{row, std::min(row + cut.height, call.num_rows), panel,
                           std::min(panel + cut.width, num_panels(call.num_outputs))};
-        if (is_blocks(call.format)) {
-            blocks_kernel_of(isa)(call, block, cut.x_sums, scratch_of_thread.take(scratch_bytes(call.num_inputs)));
-        } else {
-            kernel_of(isa, call.format)(call, block);
-        }
+        compute(isa, call, block, cut.x_sums);
     });
 }
 

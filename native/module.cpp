@@ -65,7 +65,7 @@ void call_rms_norm(int isa, Address x, std::int64_t x_stride, Address delta, std
 void call_glu(int isa, Address gate, std::int64_t gate_stride, Address up, std::int64_t up_stride, Address out,
                  std::int64_t num_rows, std::int64_t size, bool is_bf16, bool is_gelu) {
     const Isa chosen = usable(isa);
-    const GluCall call{at(gate), at(up), at<void>(out), gate_stride, up_stride, num_rows, size, number_of(is_bf16),
+    const GluCall call{at(gate), at(up), at<void>(out), gate_stride, up_stride, size, num_rows, size, number_of(is_bf16),
                        activation_of(is_gelu)};
     nb::gil_scoped_release without_lock;
     glu(chosen, call);

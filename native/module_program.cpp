@@ -30,11 +30,12 @@ void add_norm(Program& program, int x, int delta, int sum, int out, Address weig
     program.add(NormStep{call, x, delta, sum, out});
 }
 
-void add_linear(Program& program, int x, int out, Address weight, Address bias, std::int64_t num_outputs,
+// Returns whether the product was joined to one before it.
+bool add_linear(Program& program, int x, int out, Address weight, Address bias, std::int64_t num_outputs,
                 std::int64_t num_inputs, int format, bool is_out_bf16) {
     const LinearCall call{nullptr, num_inputs, at(weight), at<const float>(bias), nullptr, num_outputs, 0, num_outputs,
                           num_inputs, format_of(format), number_of(is_out_bf16)};
-    program.add(LinearStep{{call}, x, {out}});
+    return program.add(LinearStep{{call}, x, {out}});
 }
 
 // What add_linear and add_lora know of a packed weight: its address, bias, outputs, inputs and format.
@@ -71,9 +72,10 @@ void add_attend(Program& program, int rotation, int q, int k, int v, int turned,
     program.add(AttendStep{turning, attending, rotation, q, k, v, turned, out});
 }
 
-void add_glu(Program& program, int gate, int up, int out, std::int64_t size, bool is_bf16, bool is_gelu) {
-    const GluCall call{nullptr, nullptr, nullptr, size, size, 0, size, number_of(is_bf16), activation_of(is_gelu)};
-    program.add(GluStep{call, gate, up, out});
+// Returns whether the gate was joined to the products before it.
+bool add_glu(Program& program, int gate, int up, int out, std::int64_t size, bool is_bf16, bool is_gelu) {
+    const GluCall call{nullptr, nullptr, nullptr, size, size, size, 0, size, number_of(is_bf16), activation_of(is_gelu)};
+    return program.add(GluStep{call, gate, up, out});
 }
 
 void expect_inside(const std::int64_t* numbers, std::int64_t count, std::int64_t end, const char* what) {

@@ -19,6 +19,7 @@ std::vector<int> buffers_of(const LinearStep& step) {
 std::vector<int> buffers_of(const LoraStep& step) { return {step.x, step.low, step.delta, step.y}; }
 std::vector<int> buffers_of(const AttendStep& step) { return {step.q, step.k, step.v, step.turned, step.out}; }
 std::vector<int> buffers_of(const GluStep& step) { return {step.gate, step.up, step.out}; }
+std::vector<int> buffers_of(const LinearGluStep& step) { return {step.x, step.out}; }
 
 std::int64_t bytes_of(Number number) { return number == Number::bf16 ? 2 : 4; }
 std::int64_t round_up(std::int64_t bytes) { return (bytes + kLine - 1) / kLine * kLine; }
@@ -30,7 +31,7 @@ int Program::add_buffer(std::int64_t width, Number number) {
     return int(buffers_.size()) - 1;
 }
 
-void Program::add(Step step) {
+bool Program::add(Step step) {
     auto* const linear = std::get_if<LinearStep>(&step);
     auto before = steps_.rbegin();
     while (before != steps_.rend() && std::holds_alternative<LoraStep>(*before)) ++before;
@@ -38,9 +39,16 @@ void Program::add(Step step) {
     if (linear != nullptr && last != nullptr && linear->x == last->x) {
         last->calls.insert(last->calls.end(), linear->calls.begin(), linear->calls.end());
         last->outs.insert(last->outs.end(), linear->outs.begin(), linear->outs.end());
-    } else {
-        steps_.push_back(std::move(step));
+        return true;
     }
+    const auto* const gating = std::get_if<GluStep>(&step);
+    auto* const products = steps_.empty() ? nullptr : std::get_if<LinearStep>(&steps_.back());
+    if (gating != nullptr && products != nullptr && products->outs == std::vector<int>{gating->gate, gating->up}) {
+        steps_.back() = LinearGluStep{products->calls[0], products->calls[1], gating->call, products->x, gating->out};
+        return true;
+    }
+    steps_.push_back(std::move(step));
+    return false;
 }
 
 void Program::finish(int out) {
@@ -183,6 +191,16 @@ void Program::compute(GluStep& step, const Pack& pack) {
     step.call.up = place(step.up);
     step.call.out = place(step.out);
     glu(isa_, step.call);
+}
+
+void Program::compute(LinearGluStep& step, const Pack& pack) {
+    for (LinearCall* call : {&step.gate, &step.up}) {
+        call->num_rows = pack.num_rows;
+        call->x = place(step.x);
+    }
+    step.gating.num_rows = pack.num_rows;
+    step.gating.out = place(step.out);
+    linear_glu(isa_, step.gate, step.up, step.gating);
 }
 
 void Program::set_measured(bool is_measured) {

@@ -58,7 +58,14 @@ struct LoraStep {
     Number number;         // of y
 };
 
-using Step = std::variant<EmbedStep, NormStep, LinearStep, LoraStep, AttendStep, GluStep>;
+// Two products of one x and the gate over them, as one job.
+struct LinearGluStep {
+    LinearCall gate, up;
+    GluCall gating;
+    int x, out;
+};
+
+using Step = std::variant<EmbedStep, NormStep, LinearStep, LoraStep, AttendStep, GluStep, LinearGluStep>;
 
 // Rows [start, end) of a pack take the adapters in one slot.
 struct AdapterRange {
@@ -81,8 +88,9 @@ public:
 
     int add_buffer(std::int64_t width, Number number);
 
-    // Products of the same x in a row become one step; adapters that only touch their outputs wait for it.
-    void add(Step step);
+    // Appends a step, or joins it to one before it and returns true: products of the same x in a row become one
+    // step (adapters, which only touch their outputs, wait for it), and so do two products and the gate over them.
+    bool add(Step step);
 
     // Lays the buffers out; `out` is the one that a run leaves its result in. Nothing is added afterwards.
     void finish(int out);
@@ -114,6 +122,7 @@ private:
     void compute(LoraStep& step, const Pack& pack);
     void compute(AttendStep& step, const Pack& pack);
     void compute(GluStep& step, const Pack& pack);
+    void compute(LinearGluStep& step, const Pack& pack);
 
     Isa isa_;
     std::vector<Step> steps_;

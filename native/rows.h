@@ -32,8 +32,8 @@ enum class Activation : int { silu = 0, gelu = 1 };
 // out = activation(gate) * up; the activation is rounded to the rows' type before the product.
 struct GluCall {
     const void *gate, *up;
-    void* out;                                    // contiguous rows
-    std::int64_t gate_stride, up_stride;
+    void* out;
+    std::int64_t gate_stride, up_stride, out_stride;
     std::int64_t num_rows, size;
     Number number;
     Activation activation;
@@ -90,6 +90,11 @@ void add_scaled_avx2(const AddScaledCall& call, std::int64_t row, std::int64_t r
 void add_scaled_avx512(const AddScaledCall& call, std::int64_t row, std::int64_t row_end);
 void embed_avx2(const EmbedCall& call, std::int64_t row, std::int64_t row_end);
 void embed_avx512(const EmbedCall& call, std::int64_t row, std::int64_t row_end);
+
+// out = activation(x gate^T) * (x up^T) with the bits of linear() and glu(), but chunk by chunk: what the gate
+// passes never leaves a core's cache. gate and up have the same shape, x and type of out, which is that of gating;
+// their out, and gate and up of gating, are not used.
+void linear_glu(Isa isa, const LinearCall& gate, const LinearCall& up, const GluCall& gating);
 
 // The whole call on the pool. The instruction set must not be missing.
 void rms_norm(Isa isa, const RmsNormCall& call);

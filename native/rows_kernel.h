@@ -55,7 +55,7 @@ template <typename X, Vec (*activation)(Vec)>
 void glu_row(const GluCall& call, std::int64_t row) {
     const X* const gate = static_cast<const X*>(call.gate) + row * call.gate_stride;
     const X* const up = static_cast<const X*>(call.up) + row * call.up_stride;
-    X* const out = static_cast<X*>(call.out) + row * call.size;
+    X* const out = static_cast<X*>(call.out) + row * call.out_stride;
     for_each_vector(call.size, [&](std::int64_t i, std::int64_t count) {
         const Vec gated = rounded(activation(load_some(gate + i, count)), X{});
         store_some(out + i, mul(gated, load_some(up + i, count)), count);

@@ -93,8 +93,13 @@ void check_blocks(Isa isa, const char* name, const std::int64_t* shape, const Bl
     Numbers out(rows * outputs, Number::f32, is_at_end);
     const LinearCall call{x.memory.as<char>(), inputs, packed.as<char>(), nullptr, out.memory.as<char>(),
                           outputs, rows, outputs, inputs, block.format, Number::f32};
-    const LinearCall twice[] = {call, call};
+    Numbers again(rows * outputs, Number::f32, is_at_end);
+    LinearCall twice[] = {call, call};
+    twice[1].out = again.memory.as<char>();
     linear(isa, twice, 2);
+    if (std::memcmp(out.memory.as<char>(), again.memory.as<char>(), std::size_t(rows * outputs) * 4) != 0) {
+        return expect(false, "blocks together", name, shape);
+    }
     for (std::int64_t t = 0; t < rows; ++t) {
         for (std::int64_t n = 0; n < outputs; ++n) {
             double sum = 0, size = 0;

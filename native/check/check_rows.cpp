@@ -67,7 +67,7 @@ void check_embed(Isa isa, std::int64_t rows, std::int64_t size, Number number, N
 void check_gate(Isa isa, std::int64_t rows, std::int64_t size, Number number, bool is_at_end) {
     Drawn x(rows * size, number, is_at_end), delta(rows * size, number, is_at_end), out(rows * size, number, is_at_end);
     for (Activation activation : {Activation::silu, Activation::gelu}) {
-        glu(isa, GluCall{x.address(), delta.address(), out.address(), size, size, rows, size, number, activation});
+        glu(isa, GluCall{x.address(), delta.address(), out.address(), size, size, size, rows, size, number, activation});
         for (std::int64_t at = 0; at < rows * size; ++at) {
             const double gate = x.get(at);
             const double inner = activation == Activation::silu ? gate : 1.5957691216 * (gate + 0.044715 * gate * gate * gate);

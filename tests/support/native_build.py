@@ -1,5 +1,6 @@
 """The kernels and their check programs, built apart from the package: tests/native/ runs them."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -28,9 +29,12 @@ def build(sanitizers, *targets):
     """
     folder = ROOT / "build" / "check" / sanitizers
     flags = "" if sanitizers == NO_SANITIZERS else sanitizers
-    run([tool("cmake"), "-S", str(CHECK), "-B", str(folder), f"-DSANITIZERS={flags}"])
-    run([tool("cmake"), "--build", str(folder), "--parallel", "2",
-         *(word for target in targets for word in ("--target", target))], hint=RUNTIME_HINT if flags else "")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run([tool("cmake"), "-S", str(CHECK), "-B", str(folder), f"-DSANITIZERS={flags}"])
+        run([tool("cmake"), "--build", str(folder), "--parallel", "2",
+             *(word for target in targets for word in ("--target", target))], hint=RUNTIME_HINT if flags else "")
     return folder
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -59,10 +59,9 @@ class LowRank(Protocol):
 
 
 class _Note(NamedTuple):
-    """A step, and the buffer of its x when it is a product that others of that x may join."""
+    """A step, and whether it adds what adapters give to the products before it."""
 
     step: Step
-    linear_x: int | None = None
     is_lora: bool = False
 
 
@@ -125,8 +124,8 @@ class Recorder:
         assert (x.width, x.dtype) == (packed.num_inputs, packed.dtype)
         out = self._buffer(packed.num_outputs, out_dtype or packed.dtype)
         self._kept.append(packed)
-        self._native.add_linear(x.buffer, out.buffer, *_weight(packed), _is_bf16(out.dtype))
-        self._note_linear(x, packed, out)
+        has_joined = self._native.add_linear(x.buffer, out.buffer, *_weight(packed), _is_bf16(out.dtype))
+        self._note_linear(x, packed, out, has_joined)
         return out
 
     def lora(self, x: Traced, y: Traced, pairs: Sequence[LowRank | None]) -> None:
@@ -175,9 +174,14 @@ class Recorder:
         """Record `kernels.glu.glu`."""
         assert (gate.width, gate.dtype) == (up.width, up.dtype)
         out = self._buffer(gate.width, gate.dtype)
-        self._native.add_glu(gate.buffer, up.buffer, out.buffer, gate.width, _is_bf16(gate.dtype),
-                             activation == "gelu_tanh")
-        self._note("gated unit", per_row=3 * gate.width * gate.dtype.itemsize)
+        has_joined = self._native.add_glu(gate.buffer, up.buffer, out.buffer, gate.width, _is_bf16(gate.dtype),
+                                          activation == "gelu_tanh")
+        if has_joined:  # the products' rows stay in the cache, only the gated ones are written
+            products = self._notes.pop().step
+            per_row = products.bytes_per_row - gate.width * gate.dtype.itemsize
+            self._notes.append(_Note(replace(products, name=f"{products.name}, gated", bytes_per_row=per_row)))
+        else:
+            self._note("gated unit", per_row=3 * gate.width * gate.dtype.itemsize)
         return out
 
     def finish(self, out: Traced) -> Program:
@@ -198,21 +202,20 @@ class Recorder:
     def _note(self, name: str, *, per_row: int) -> None:
         self._notes.append(_Note(Step(name, 0, per_row)))
 
-    def _note_linear(self, x: Traced, packed: PackedWeight, out: Traced) -> None:
+    def _note_linear(self, x: Traced, packed: PackedWeight, out: Traced, has_joined: bool) -> None:
         num_outputs, fixed = packed.num_outputs, packed.packed.numel()
         per_row = x.width * x.dtype.itemsize
         place = len(self._notes) - 1
-        while place >= 0 and self._notes[place].is_lora:
+        while has_joined and self._notes[place].is_lora:
             place -= 1
-        joins = place >= 0 and self._notes[place].linear_x == x.buffer
-        if joins:
+        if has_joined:
             before = self._notes[place].step
             num_outputs += before.flops_per_row // (2 * x.width)
             fixed, per_row = fixed + before.bytes_fixed, before.bytes_per_row
         per_row += out.width * out.dtype.itemsize
         note = _Note(Step(f"linear {x.width} -> {num_outputs}", fixed, per_row,
-                          flops_per_row=2 * x.width * num_outputs), x.buffer)
-        if joins:
+                          flops_per_row=2 * x.width * num_outputs))
+        if has_joined:
             self._notes[place] = note
         else:
             self._notes.append(note)

@@ -54,14 +54,14 @@ def test_a_replay_has_the_bits_of_the_forward(tmp_path, config, dtype):
         assert torch.equal(keys.nan_to_num(7), replayed.cache.keys[layer].nan_to_num(7))
 
 
-def test_products_of_one_input_are_one_step(tmp_path):
+def test_products_of_one_input_and_their_gate_are_one_step(tmp_path):
     model = load(build(tmp_path), torch.float32)
     spec, runner = model.spec, PagedRunner(model)
     names = [step.name for step in record(model, runner.cache).steps]
-    assert len(names) == 2 + 8 * spec.num_layers
+    assert len(names) == 2 + 7 * spec.num_layers
     width = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     assert names[:4] == ["embedding", "norm", f"linear {spec.hidden_size} -> {width}", "attention"]
-    assert names[6] == f"linear {spec.hidden_size} -> {2 * spec.intermediate_size}"
+    assert names[6] == f"linear {spec.hidden_size} -> {2 * spec.intermediate_size}, gated"
 
 
 def test_the_bytes_of_the_steps_are_those_of_the_weights(tmp_path):
