@@ -321,17 +321,17 @@ __attribute__((noinline)) void attend(Work& work, std::int64_t part_size) {
     for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) work.sum.at(tile).clear();
     const std::int64_t begin = range.first / kKeyBlock * kKeyBlock;
     Parts next;  // those of the block to come, fetched while one is computed
-    find_parts(work, begin > span ? begin : span, range.end, part_size, next);
+    find_parts(call, work.block, begin > span ? begin : span, range.end, part_size, next);
     for (; span < last; span += kSpan) {
         for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) work.span.at(tile).clear();
         const std::int64_t span_end = span + kSpan < last ? span + kSpan : last;
         for (std::int64_t start = begin > span ? begin : span; start < span_end; start += kKeyBlock) {
             const Parts parts = next;
             if (start + kKeyBlock < last) {
-                find_parts(work, start + kKeyBlock, range.end, part_size, next);
+                find_parts(call, work.block, start + kKeyBlock, range.end, part_size, next);
                 if (work.num_tiles == 1) fetch_parts(work, next, part_size);
             }
-            take_keys<C>(work, parts);
+            take_keys<C>(work, parts, 0);
             const bool is_edge = start + kKeyBlock > least_end || start < greatest_first;
             const bool has_strange = is_edge ? take_values<C, true>(work, parts) : take_values<C, false>(work, parts);
             if (work.num_tiles > 1) {

@@ -78,9 +78,32 @@ void take_few_rows(Work& work) {
     }
 }
 
+// Lines of the next block's keys and values, asked for little by little: all at once would hold up the work
+// between.
+struct Fetch {
+    const char *k, *v;
+    const Parts& parts;
+    std::int64_t part_lines, quota;   // lines of a part, of keys; of keys asked for at a time
+    std::int64_t part = 0, line = 0;
+
+    Fetch(const Work& work, const Parts& parts, std::int64_t part_size, std::int64_t num_times)
+        : k(static_cast<const char*>(work.call.k)), v(static_cast<const char*>(work.call.v)), parts(parts),
+          part_lines((part_size + 63) / 64), quota((parts.count * part_lines + num_times - 1) / num_times) {}
+    void some() {
+        for (std::int64_t i = 0; i < quota && part < parts.count; ++i) {
+            _mm_prefetch(k + parts.offset[part] + line * 64, _MM_HINT_T0);
+            _mm_prefetch(v + parts.offset[part] + line * 64, _MM_HINT_T0);
+            if (++line == part_lines) {
+                line = 0;
+                ++part;
+            }
+        }
+    }
+};
+
 // Values as tiles of 32 keys, two side by side, x 16 numbers. Returns whether some are not finite, at an edge.
 template <typename C, bool is_edge>
-bool pair_values(const Work& work, const Parts& parts) {
+bool pair_values(const Work& work, const Parts& parts, Fetch fetch) {
     const std::int64_t head_dim = work.call.head_dim;
     const char* const v = static_cast<const char*>(work.call.v);
     const __m512i exponent = _mm512_set1_epi16(0x7f80);
@@ -97,6 +120,7 @@ bool pair_values(const Work& work, const Parts& parts) {
             }
             _mm512_store_si512(to + j * 32, _mm512_unpacklo_epi16(x[0], x[1]));
             _mm512_store_si512(to + kNumSteps * 1024 + j * 32, _mm512_unpackhi_epi16(x[0], x[1]));
+            fetch.some();
         }
     }
     return strange != 0;
@@ -304,37 +328,38 @@ void write_few(const AttentionCall& call, const QueryBlock& block, const FewSums
 template <typename C>
 __attribute__((noinline)) void attend_few(Work& work, std::int64_t part_size) {
     const AttentionCall& call = work.call;
-    const KeyRange range = keys_of(call, work.block);
-    const bool is_partial = work.block.partial != nullptr;
+    const QueryBlock& block = work.block;
+    const KeyRange range = keys_of(call, block);
+    const bool is_partial = block.partial != nullptr;
     const bool is_direct = sizeof(C) == 2 && call.head_dim % 32 == 0 &&
                            (call.page_table == nullptr || call.page_size % 16 == 0);
-    const FewSums sum{work.sum.out, work.sum.num_out}, one{work.span.out, work.span.num_out};
+    const FewSums sum{(is_partial ? work.span : work.sum).out, work.sum.num_out}, one{work.span.out, work.sum.num_out};
     const std::int64_t least_end = work.end[0], greatest_first = work.first[kFewRows - 1];
-    const std::int64_t begin = range.first / kKeyBlock * kKeyBlock;
-    std::int64_t span = is_partial ? work.block.span * kSpan : range.first / kSpan * kSpan;
-    const std::int64_t last = is_partial && span + kSpan < range.end ? span + kSpan : range.end;
-    Parts next;  // those of the block to come, fetched while one is computed
-    find_parts(work, begin > span ? begin : span, range.end, part_size, next);
+    const std::int64_t first_span = is_partial ? block.span * kSpan : range.first / kSpan * kSpan;
+    const std::int64_t last = is_partial && first_span + kSpan < range.end ? first_span + kSpan : range.end;
+    const std::int64_t first_block = range.first / kKeyBlock * kKeyBlock;
+    const std::int64_t begin = first_block > first_span ? first_block : first_span;
+    Parts next;  // those of the block to come
+    find_parts(call, block, begin, range.end, part_size, next);
     fetch_parts(work, next, part_size);
-    sum.clear();
-    for (; span < last; span += kSpan) {
-        one.clear();
+    for (std::int64_t span = first_span; span < last; span += kSpan) {
+        const FewSums& here = span == first_span ? sum : one;
+        here.clear();
         const std::int64_t span_end = span + kSpan < last ? span + kSpan : last;
         for (std::int64_t start = begin > span ? begin : span; start < span_end; start += kKeyBlock) {
             const Parts parts = next;
-            if (start + kKeyBlock < last) {
-                find_parts(work, start + kKeyBlock, range.end, part_size, next);
-                fetch_parts(work, next, part_size);
-            }
-            if (!is_direct || parts.count % 16 != 0) take_keys<C>(work, parts);
+            next.count = 0;
+            if (start + kKeyBlock < last) find_parts(call, block, start + kKeyBlock, range.end, part_size, next);
+            const Fetch fetch(work, next, part_size, parts.padded_count * work.dim_steps / 2);
+            if (!is_direct || parts.count % 16 != 0) take_keys<C>(work, parts, is_direct ? parts.count / 16 * 16 : 0);
             const bool is_edge = start + parts.padded_count > least_end || start < greatest_first;
-            const bool has_strange = is_edge ? pair_values<C, true>(work, parts) : pair_values<C, false>(work, parts);
-            FewPassage{work, one, parts, start, is_edge, has_strange}.run(is_direct);
+            const bool has_strange =
+                is_edge ? pair_values<C, true>(work, parts, fetch) : pair_values<C, false>(work, parts, fetch);
+            FewPassage{work, here, parts, start, is_edge, has_strange}.run(is_direct);
         }
-        if (is_partial) return;
-        add_few(sum, one);
+        if (span != first_span) add_few(sum, one);
     }
-    write_few(call, work.block, sum);
+    if (!is_partial) write_few(call, block, sum);
 }
 
 }  // namespace

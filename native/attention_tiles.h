@@ -134,19 +134,19 @@ struct Parts {
     int count, padded_count;         // rounded up to tile steps
 };
 
-void find_parts(const Work& work, std::int64_t start, std::int64_t end, std::int64_t size, Parts& parts) {
-    const AttentionCall& call = work.call;
+void find_parts(const AttentionCall& call, const QueryBlock& block, std::int64_t start, std::int64_t end, std::int64_t size,
+                Parts& parts) {
     const std::int64_t row_bytes = size * call.num_kv_heads;
     const std::int64_t left = end - start;
     parts.count = int(left < kKeyBlock ? left : kKeyBlock);
     parts.padded_count = (parts.count + kStepKeys - 1) / kStepKeys * kStepKeys;
-    const std::int64_t inside_row = work.block.kv_head * size;
+    const std::int64_t inside_row = block.kv_head * size;
     if (call.page_table == nullptr) {
-        const std::int64_t first = call.query_starts[work.block.sequence] + start;
+        const std::int64_t first = call.query_starts[block.sequence] + start;
         for (int j = 0; j < parts.count; ++j) parts.offset[j] = (first + j) * row_bytes + inside_row;
         return;
     }
-    const std::int64_t* page = call.page_table + work.block.sequence * call.pages_per_sequence + start / call.page_size;
+    const std::int64_t* page = call.page_table + block.sequence * call.pages_per_sequence + start / call.page_size;
     std::int64_t inside = start % call.page_size;
     for (int j = 0; j < parts.count; inside = 0, ++page) {
         const std::int64_t room = call.page_size - inside, run = room < parts.count - j ? room : parts.count - j;
@@ -166,15 +166,15 @@ inline void fetch_parts(const Work& work, const Parts& parts, std::int64_t size)
     }
 }
 
-// Keys as rows of bf16, padded with zeros.
+// Keys from `first` on as rows of bf16, padded with zeros.
 template <typename C>
-void take_keys(const Work& work, const Parts& parts) {
+void take_keys(const Work& work, const Parts& parts, int first) {
     const std::int64_t head_dim = work.call.head_dim;
     const char* const k = static_cast<const char*>(work.call.k);
     for (std::int64_t e = 0; e < work.padded; e += 32) {
         const __mmask32 here = mask32(head_dim - e);
-        char* to = work.keys + e * 2;
-        for (int j = 0; j < parts.padded_count; ++j, to += work.padded * 2) {
+        char* to = work.keys + (first * work.padded + e) * 2;
+        for (int j = first; j < parts.padded_count; ++j, to += work.padded * 2) {
             const __m512i x =
                 j < parts.count ? numbers(k + parts.offset[j], e, head_dim, here, C{}) : _mm512_setzero_si512();
             _mm512_store_si512(to, x);
