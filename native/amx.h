@@ -38,20 +38,25 @@ private:
     unsigned outer_;
 };
 
-// All eight tiles whole, and denormals flushed. Another library may have its own configuration loaded in this
-// thread and count on it: that returns too.
+// All eight tiles whole.
+inline Tiles whole_tiles() {
+    Tiles all;
+    __builtin_memset(&all, 0, sizeof all);
+    all.palette = 1;
+    for (int tile = 0; tile < 8; ++tile) {
+        all.row_bytes[tile] = 64;
+        all.rows[tile] = 16;
+    }
+    return all;
+}
+
+// Tiles of the given shapes, and denormals flushed. Another library may have its own configuration loaded in
+// this thread and count on it: that returns too.
 class TileSession {
 public:
-    TileSession() {
+    explicit TileSession(const Tiles& tiles) {
         __asm__ volatile("sttilecfg %0" : "=m"(outer_)::"memory");
-        Tiles all;
-        __builtin_memset(&all, 0, sizeof all);
-        all.palette = 1;
-        for (int tile = 0; tile < 8; ++tile) {
-            all.row_bytes[tile] = 64;
-            all.rows[tile] = 16;
-        }
-        __asm__ volatile("ldtilecfg %0" ::"m"(all) : "memory");
+        __asm__ volatile("ldtilecfg %0" ::"m"(tiles) : "memory");
     }
     ~TileSession() {
         if (outer_.palette == 0) {

@@ -19,38 +19,12 @@
 
 #include "amx.h"
 #include "attention.h"
+#include "attention_few.h"
 #include "attention_tiles.h"
 #include "simd.h"
 
 namespace hearth {
 namespace {
-
-constexpr float kSlack = 8.0f;
-constexpr float kLog2E = 1.44269504f;
-
-// The part of x above the whole number below it.
-inline Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
-
-// 2^x; relative error below 2^-18, of the polynomial on [0, 1). 2^0 is 1.
-inline Vec exp2_of(Vec x) {
-    const Vec f = fraction(x);
-    Vec sum = fma(all(0.0134266848f), f, all(0.0522424728f));
-    sum = fma(sum, f, all(0.241280198f));
-    sum = fma(sum, f, all(0.693044841f));
-    return _mm512_scalef_ps(fma(sum, f, all(1.0f)), x);
-}
-
-// 2^x, whose upper half is its nearest bf16 number: half a unit of the last place is in the polynomial, which
-// lies in [1, 2), already. Relative error of the polynomial below 2^-13.
-inline __m512i weight_of(Vec x) {
-    const Vec f = fraction(x);
-    Vec sum = fma(all(0.07706704f), f, all(0.227645f));
-    sum = fma(sum, f, all(0.69511676f));
-    return _mm512_castps_si512(_mm512_scalef_ps(fma(sum, f, all(1.00390625f)), x));
-}
-
-// 0 where a row has seen no key yet: then everything it is taken from is -infinity and gives the weight 0.
-inline Vec shift_of(Vec top) { return choose(equal(top, all(-__builtin_inff())), zeros(), top); }
 
 // Scores of 32 keys with one or two tiles of rows, into tiles 0 to 3.
 template <bool is_two>
@@ -91,13 +65,6 @@ inline void store_tiles(float* to, std::int64_t distance) {
         _tile_stored(3, to + distance + kTileFloats, 64);
     }
     finish_stores();
-}
-
-// cap * tanh(score * scale / cap), times log2(e).
-inline Vec capped(Vec s, float scale, float cap) {
-    const Vec x = mul(s, all(scale / cap)), z = exp_of_negative(mul(negative_size(x), all(2.0f)));
-    const Vec size = div(sub(all(1.0f), z), add(all(1.0f), z));
-    return mul(choose(less(x, zeros()), sub(zeros(), size), size), all(cap * kLog2E));
 }
 
 // Caps scores, and hides keys [start, start + count) from the rows that may not see them.
@@ -328,13 +295,7 @@ void write_rows(const AttentionCall& call, const QueryBlock& block, std::int64_t
                   ((call.query_starts[block.sequence] + here / group) * call.num_heads + head) * call.head_dim;
         sinks[r] = call.sinks != nullptr ? call.sinks[head] * kLog2E : 0.0f;
     }
-    Vec share = all(1.0f), total = load(sum.total());
-    if (call.sinks != nullptr) {
-        const Vec sink = load(sinks), old = load(sum.top()), shift = shift_of(max_or_second(old, sink));
-        share = exp2_of(sub(old, shift));
-        total = fma(total, share, exp2_of(sub(sink, shift)));
-    }
-    share = div(share, total);
+    const Vec share = final_share(call, load(sum.top()), load(sum.total()), load(sinks));
     for (std::int64_t n = 0; n < sum.num_out; ++n) {
         const Lanes here = Lanes(mask32(call.head_dim - n * 16));
         __m512i x[16];
@@ -360,17 +321,17 @@ __attribute__((noinline)) void attend(Work& work, std::int64_t part_size) {
     for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) work.sum.at(tile).clear();
     const std::int64_t begin = range.first / kKeyBlock * kKeyBlock;
     Parts next;  // those of the block to come, fetched while one is computed
-    find_parts(work, begin > span ? begin : span, range.end, part_size, next);
+    find_parts(call, work.block, begin > span ? begin : span, range.end, part_size, next);
     for (; span < last; span += kSpan) {
         for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) work.span.at(tile).clear();
         const std::int64_t span_end = span + kSpan < last ? span + kSpan : last;
         for (std::int64_t start = begin > span ? begin : span; start < span_end; start += kKeyBlock) {
             const Parts parts = next;
             if (start + kKeyBlock < last) {
-                find_parts(work, start + kKeyBlock, range.end, part_size, next);
+                find_parts(call, work.block, start + kKeyBlock, range.end, part_size, next);
                 if (work.num_tiles == 1) fetch_parts(work, next, part_size);
             }
-            take_keys<C>(work, parts);
+            take_keys<C>(work, parts, 0);
             const bool is_edge = start + kKeyBlock > least_end || start < greatest_first;
             const bool has_strange = is_edge ? take_values<C, true>(work, parts) : take_values<C, false>(work, parts);
             if (work.num_tiles > 1) {
@@ -396,7 +357,8 @@ std::int64_t attention_scratch_amx(std::int64_t head_dim) {
 }
 
 void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch) {
-    const TileSession tiles;
+    const bool is_few = block.num_rows <= kFewRows;
+    const TileSession tiles(is_few ? few_tiles() : whole_tiles());
     const std::int64_t padded = pad(call.head_dim), num_tiles = attention_tiles_amx(block.num_rows);
     Work work{call, block, padded, padded / 32, num_tiles, nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}, nullptr,
               nullptr, call.soft_cap != 0 ? 1.0f : call.scale * kLog2E};
@@ -416,18 +378,25 @@ void attention_amx(const AttentionCall& call, const QueryBlock& block, float* sc
     work.sum = state_of(call.head_dim, take(num_tiles * attention_partial_amx(call.head_dim)));
     const auto span = block.partial != nullptr ? block.partial : take(num_tiles * attention_partial_amx(call.head_dim));
     work.span = state_of(call.head_dim, span);
-    take_rows(work);
     const std::int64_t part_size = part_bytes(call.head_dim, call.cache);
-    if (call.cache == Cache::int8) {
-        attend<std::int8_t>(work, part_size);
+    if (is_few) {
+        take_few_rows(work);
+        call.cache == Cache::int8 ? attend_few<std::int8_t>(work, part_size) : attend_few<std::uint16_t>(work, part_size);
     } else {
-        attend<std::uint16_t>(work, part_size);
+        take_rows(work);
+        call.cache == Cache::int8 ? attend<std::int8_t>(work, part_size) : attend<std::uint16_t>(work, part_size);
     }
 }
 
 void attention_finish_amx(const AttentionCall& call, const QueryBlock& block, std::int64_t num_spans) {
     const FlushDenormals flush;
     const State first = state_of(call.head_dim, block.partial);
+    if (block.num_rows <= kFewRows) {
+        const FewSums sum{first.out, first.num_out};
+        for (std::int64_t span = 1; span < num_spans; ++span) add_few(sum, sum.at(span * first.size()));
+        write_few(call, block, sum);
+        return;
+    }
     const std::int64_t num_tiles = attention_tiles_amx(block.num_rows);
     for (std::int64_t tile = 0; tile < num_tiles; ++tile) {
         for (std::int64_t span = 1; span < num_spans; ++span) {

@@ -1,5 +1,5 @@
-// Working memory of the AMX attention kernel, and how rows, keys and values get into its tiles. Included only
-// by attention_amx.cpp.
+// Working memory and arithmetic of the AMX attention kernels, and how rows, keys and values get into their
+// tiles. Included only by attention_amx.cpp.
 #pragma once
 
 #include "amx.h"
@@ -13,6 +13,47 @@ namespace {
 constexpr std::int64_t kTileFloats = 256;
 constexpr int kStepKeys = 32;     // keys of one tile step
 constexpr int kNumSteps = int(kKeyBlock) / kStepKeys;
+
+constexpr float kSlack = 8.0f;
+constexpr float kLog2E = 1.44269504f;
+
+// The part of x above the whole number below it.
+inline Vec fraction(Vec x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
+
+// 2^x; relative error below 2^-18, of the polynomial on [0, 1). 2^0 is 1.
+inline Vec exp2_of(Vec x) {
+    const Vec f = fraction(x);
+    Vec sum = fma(all(0.0134266848f), f, all(0.0522424728f));
+    sum = fma(sum, f, all(0.241280198f));
+    sum = fma(sum, f, all(0.693044841f));
+    return _mm512_scalef_ps(fma(sum, f, all(1.0f)), x);
+}
+
+// 2^x, whose upper half is its nearest bf16 number: half a unit of the last place is in the polynomial, which
+// lies in [1, 2), already. Relative error of the polynomial below 2^-13.
+inline __m512i weight_of(Vec x) {
+    const Vec f = fraction(x);
+    Vec sum = fma(all(0.07706704f), f, all(0.227645f));
+    sum = fma(sum, f, all(0.69511676f));
+    return _mm512_castps_si512(_mm512_scalef_ps(fma(sum, f, all(1.00390625f)), x));
+}
+
+// 0 where a row has seen no key yet: then everything it is taken from is -infinity and gives the weight 0.
+inline Vec shift_of(Vec top) { return choose(equal(top, all(-__builtin_inff())), zeros(), top); }
+
+// What a row's sums are multiplied by in the end: one over the sum of weights, a sink's among them.
+inline Vec final_share(const AttentionCall& call, Vec top, Vec total, Vec sink) {
+    if (call.sinks == nullptr) return div(all(1.0f), total);
+    const Vec shift = shift_of(max_or_second(top, sink)), share = exp2_of(sub(top, shift));
+    return div(share, fma(total, share, exp2_of(sub(sink, shift))));
+}
+
+// cap * tanh(score * scale / cap), times log2(e).
+inline Vec capped(Vec s, float scale, float cap) {
+    const Vec x = mul(s, all(scale / cap)), z = exp_of_negative(mul(negative_size(x), all(2.0f)));
+    const Vec size = div(sub(all(1.0f), z), add(all(1.0f), z));
+    return mul(choose(less(x, zeros()), sub(zeros(), size), size), all(cap * kLog2E));
+}
 
 // Sums of one tile of rows: out_tiles tiles of 16 numbers x 16 rows, then maximum and sum per row.
 struct State {
@@ -44,24 +85,25 @@ struct Work {
 std::int64_t pad(std::int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
 State state_of(std::int64_t head_dim, float* at) { return {at, pad(head_dim) / 16}; }
 
-void take_rows(Work& work) {
+// Where row `inside` of the block lies, one beyond the block being its last; notes the keys that it sees.
+inline const std::uint16_t* find_row(Work& work, std::int64_t inside) {
     const AttentionCall& call = work.call;
-    const std::int64_t group = call.num_heads / call.num_kv_heads, s = work.block.sequence;
-    const std::int64_t first_query = call.query_starts[s];
-    const std::int64_t num_cached = call.context_lens[s] - (call.query_starts[s + 1] - first_query);
+    const std::int64_t group = call.num_heads / call.num_kv_heads, first_query = call.query_starts[work.block.sequence];
+    const std::int64_t num_queries = call.query_starts[work.block.sequence + 1] - first_query;
+    const std::int64_t row = work.block.row + (inside < work.block.num_rows ? inside : work.block.num_rows - 1);
+    const std::int64_t end = call.context_lens[work.block.sequence] - num_queries + row / group + 1;
+    work.end[inside] = std::int32_t(end);
+    work.first[inside] = std::int32_t(call.window != 0 && end > call.window ? end - call.window : 0);
+    return static_cast<const std::uint16_t*>(call.q) + (first_query + row / group) * call.q_stride +
+           (work.block.kv_head * group + row % group) * call.head_dim;
+}
+
+void take_rows(Work& work) {
     for (std::int64_t tile = 0; tile < work.num_tiles; ++tile) {
         const std::uint16_t* rows[kTileRows];
-        for (int r = 0; r < kTileRows; ++r) {
-            const std::int64_t inside = tile * kTileRows + r;
-            const std::int64_t row = work.block.row + (inside < work.block.num_rows ? inside : work.block.num_rows - 1);
-            rows[r] = static_cast<const std::uint16_t*>(call.q) + (first_query + row / group) * call.q_stride +
-                      (work.block.kv_head * group + row % group) * call.head_dim;
-            const std::int64_t end = num_cached + row / group + 1;
-            work.end[inside] = std::int32_t(end);
-            work.first[inside] = std::int32_t(call.window != 0 && end > call.window ? end - call.window : 0);
-        }
+        for (int r = 0; r < kTileRows; ++r) rows[r] = find_row(work, tile * kTileRows + r);
         for (std::int64_t e = 0; e < work.padded; e += 32) {
-            const __mmask32 here = mask32(call.head_dim - e);
+            const __mmask32 here = mask32(work.call.head_dim - e);
             __m512i x[16];
             for (int r = 0; r < kTileRows; ++r) x[r] = _mm512_maskz_loadu_epi16(here, rows[r] + e);
             transpose(x);
@@ -92,25 +134,25 @@ struct Parts {
     int count, padded_count;         // rounded up to tile steps
 };
 
-void find_parts(const Work& work, std::int64_t start, std::int64_t end, std::int64_t size, Parts& parts) {
-    const AttentionCall& call = work.call;
+void find_parts(const AttentionCall& call, const QueryBlock& block, std::int64_t start, std::int64_t end, std::int64_t size,
+                Parts& parts) {
     const std::int64_t row_bytes = size * call.num_kv_heads;
     const std::int64_t left = end - start;
     parts.count = int(left < kKeyBlock ? left : kKeyBlock);
     parts.padded_count = (parts.count + kStepKeys - 1) / kStepKeys * kStepKeys;
+    const std::int64_t inside_row = block.kv_head * size;
     if (call.page_table == nullptr) {
-        const std::int64_t first = call.query_starts[work.block.sequence] + start;
-        for (int j = 0; j < parts.count; ++j) parts.offset[j] = (first + j) * row_bytes + work.block.kv_head * size;
+        const std::int64_t first = call.query_starts[block.sequence] + start;
+        for (int j = 0; j < parts.count; ++j) parts.offset[j] = (first + j) * row_bytes + inside_row;
         return;
     }
-    const std::int64_t* page = call.page_table + work.block.sequence * call.pages_per_sequence + start / call.page_size;
+    const std::int64_t* page = call.page_table + block.sequence * call.pages_per_sequence + start / call.page_size;
     std::int64_t inside = start % call.page_size;
-    for (int j = 0; j < parts.count; ++j) {
-        parts.offset[j] = (*page * call.page_size + inside) * row_bytes + work.block.kv_head * size;
-        if (++inside == call.page_size) {
-            inside = 0;
-            ++page;
-        }
+    for (int j = 0; j < parts.count; inside = 0, ++page) {
+        const std::int64_t room = call.page_size - inside, run = room < parts.count - j ? room : parts.count - j;
+        const std::int64_t first = (*page * call.page_size + inside) * row_bytes + inside_row;
+        for (std::int64_t i = 0; i < run; ++i) parts.offset[j + i] = first + i * row_bytes;
+        j += int(run);
     }
 }
 
@@ -124,15 +166,15 @@ inline void fetch_parts(const Work& work, const Parts& parts, std::int64_t size)
     }
 }
 
-// Keys as rows of bf16, padded with zeros.
+// Keys from `first` on as rows of bf16, padded with zeros.
 template <typename C>
-void take_keys(const Work& work, const Parts& parts) {
+void take_keys(const Work& work, const Parts& parts, int first) {
     const std::int64_t head_dim = work.call.head_dim;
     const char* const k = static_cast<const char*>(work.call.k);
     for (std::int64_t e = 0; e < work.padded; e += 32) {
         const __mmask32 here = mask32(head_dim - e);
-        char* to = work.keys + e * 2;
-        for (int j = 0; j < parts.padded_count; ++j, to += work.padded * 2) {
+        char* to = work.keys + (first * work.padded + e) * 2;
+        for (int j = first; j < parts.padded_count; ++j, to += work.padded * 2) {
             const __m512i x =
                 j < parts.count ? numbers(k + parts.offset[j], e, head_dim, here, C{}) : _mm512_setzero_si512();
             _mm512_store_si512(to, x);

@@ -63,6 +63,18 @@ def test_any_chunking_and_packing_over_any_pages_gives_the_bits_of_the_whole(sha
             assert torch.equal(found[s], whole[s])
 
 
+@every_isa
+@pytest.mark.parametrize("page_size", [16, 8])
+@pytest.mark.parametrize("shape", [(3, 1, 64), (2, 2, 128), (8, 2, 32), (8, 1, 64)], ids=str)
+def test_token_by_token_over_pages_of_any_size_gives_the_bits_of_the_whole(shape, page_size, isa):
+    inputs = {0: draw(567, shape, torch.bfloat16)}
+    whole_TD = run_whole(*inputs[0], shape, isa)
+    pages = Pages(shape, torch.bfloat16, seed=0, page_size=page_size)
+    chunks = [1, 1, 1, 29, 1, 1, 1, 465] + [1] * 16 + [2] * 6 + [39]
+    found_TD = torch.cat([pages.step({0: count}, inputs, shape, isa)[0] for count in chunks])
+    assert torch.equal(found_TD, whole_TD)
+
+
 def test_all_paths_follow_the_same_order():
     shape = (6, 2, 64)
     inputs = draw(140, shape, torch.float32)
