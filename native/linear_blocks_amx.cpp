@@ -6,6 +6,7 @@
 
 #include "linear.h"
 #include "linear_blocks_avx512.h"
+#include "linear_blocks_one_row.h"
 #include "linear_store.h"
 #include "tiles.h"
 
@@ -203,14 +204,23 @@ private:
     alignas(64) char ring_[2][kSlab * kExpandedBytes];
 };
 
+template <Format format>
+void run(const LinearCall& call, const Block& block, const float* x_sums, char* scratch) {
+    if (block.row_end - block.row == 1) {
+        one_row<format>(call, block, x_sums, scratch);
+    } else {
+        Kernel<format>(call, x_sums, scratch).run(block);
+    }
+}
+
 }  // namespace
 
 void linear_blocks_amx(const LinearCall& call, const Block& block, const float* x_sums, char* scratch) {
     switch (call.format) {
-        case Format::q8_0: return Kernel<Format::q8_0>(call, x_sums, scratch).run(block);
-        case Format::q4_0: return Kernel<Format::q4_0>(call, x_sums, scratch).run(block);
-        case Format::q4_1: return Kernel<Format::q4_1>(call, x_sums, scratch).run(block);
-        case Format::q4_k: return Kernel<Format::q4_k>(call, x_sums, scratch).run(block);
+        case Format::q8_0: return run<Format::q8_0>(call, block, x_sums, scratch);
+        case Format::q4_0: return run<Format::q4_0>(call, block, x_sums, scratch);
+        case Format::q4_1: return run<Format::q4_1>(call, block, x_sums, scratch);
+        case Format::q4_k: return run<Format::q4_k>(call, block, x_sums, scratch);
         default: return;
     }
 }

@@ -123,6 +123,18 @@ def test_a_row_has_the_same_bits_in_every_batch_and_on_any_number_of_threads(for
 
 @every_isa
 @every_format
+@pytest.mark.parametrize("exponent", [-136, -130, -128, -126, -122])
+def test_a_row_whose_products_are_denormal_has_the_same_bits_alone(exponent, format, isa):
+    x_TK = (draw(5, 768).float() * 2.0 ** exponent).bfloat16()
+    packed = pack(random_blocks(format, 70, 768), format, 70, 768)
+    all_TN = linear(x_TK, packed, out_dtype=torch.float32, isa=isa)
+    for row in range(5):
+        alone_TN = linear(x_TK[row:row + 1], packed, out_dtype=torch.float32, isa=isa)
+        assert torch.equal(alone_TN, all_TN[row:row + 1])
+
+
+@every_isa
+@every_format
 def test_parts_in_one_pack_are_the_parts_alone(format, isa):
     x_TK, parts = draw(9, 256), []
     for index, num_outputs in enumerate((40, 17, 64, 1)):
