@@ -1,0 +1,83 @@
+"""Every data set of `reasoning-gym` as a task: problems without end and that package's own scoring.
+
+The package draws problem i of seed s from the stream s + i, so that neighbouring seeds share problems;
+splits here go by the question's text instead (`splits.py`).
+
+Does not: cover `composite`, which needs other data sets as its configuration.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from openhearth.errors import UsageError
+from openhearth.tasks.packages import need, version_of
+from openhearth.tasks.records import SPLITS, Grader, Problem, Task, Verdict, correct, no_answer, wrong
+from openhearth.tasks.splits import Generated, split_of
+from openhearth.tasks.tags import DIRECT, THINK, tagged_answer
+
+_STYLES = {"think": THINK, "direct": DIRECT}
+_SIZE = 1 << 20
+_SIZES = {"acre": 4000, "word_ladder": 10_000}
+"""Those that make all problems at once, or refuse more."""
+_NOT_ALONE = {"composite"}
+
+
+def names() -> list[str]:
+    """Return the data sets there are. Raises: Unsupported without the package."""
+    need("reasoning_gym", "reasoning-gym")
+    factory = need("reasoning_gym.factory", "reasoning-gym")
+    return sorted(set(factory.DATASETS) - _NOT_ALONE)
+
+
+def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **options: Any) -> Task:
+    """Return a data set as a task.
+
+    ref: the name to find it by. style: think asks for steps before the answer, direct for the answer
+    alone. options: fields of the data set's configuration.
+    Raises: UsageError for a name, style or option that does not exist; Unsupported without the package.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), 1)
+        raise UsageError(f"reasoning-gym has no data set `{name}`", why=f"it has {len(names())}",
+                         hint=f"--task reasoning-gym:{near[0] if near else 'chain_sum'}")
+    if style not in _STYLES:
+        raise UsageError(f"style is `{style}`", why=f"expected one of {', '.join(_STYLES)}",
+                         hint="style=direct")
+    data_set = _create(name, seed, options)
+
+    def make(index: int) -> tuple[str, Problem]:
+        entry = data_set[index]
+        question = str(entry["question"])
+        messages = ({"role": "user", "content": f"{question}\n{_STYLES[style]}"},)
+        answer = "" if entry["answer"] is None else str(entry["answer"])
+        return question, Problem(f"{name}/{seed}/{index}", messages, answer, {"index": index},
+                                 split_of(question))
+
+    return Task(ref, {split: Generated(make, split) for split in SPLITS}, _grader(data_set),
+                source=version_of("reasoning-gym"), max_tokens=512 if style == "think" else 128)
+
+
+def _grader(data_set: Any) -> Grader:
+    def grade(problem: Problem, response: str) -> Verdict:
+        answer = tagged_answer(response)
+        if answer is None:
+            return no_answer("no <answer>...</answer> in the response")
+        score = float(data_set.score_answer(answer, data_set[problem.metadata["index"]]))
+        if score >= 1:
+            return correct()
+        expected = f", expected {problem.answer[:80]}" if problem.answer else ""
+        return wrong(f"got {answer[:80]}{expected}", max(0.0, score))
+
+    return grade
+
+
+def _create(name: str, seed: int, options: Mapping[str, Any]) -> Any:
+    gym = need("reasoning_gym", "reasoning-gym")
+    try:
+        return gym.create_dataset(name, seed=seed, size=_SIZES.get(name, _SIZE), **options)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UsageError(f"reasoning-gym refuses the options of `{name}`", why=f"{error}",
+                         hint=f"--task reasoning-gym:{name}") from error
