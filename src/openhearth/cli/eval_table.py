@@ -27,8 +27,8 @@ def print_report(record: dict[str, Any]) -> None:
     most = max(max(map(int, result["pass_at"]), default=1) for run in runs
                for result in run["results"].values())
     rows = [_row(run["model"], task, result, most) for run in runs for task, result in run["results"].items()]
-    columns = ["model", "task", "problems", "accuracy", "95% interval", *([f"pass@{most}"] if most > 1 else []),
-               "no answer", "cut", "tokens"]
+    columns = ["model", "task", "problems", "accuracy", "95% interval",
+               *([f"pass@{most}"] if most > 1 else []), "no answer", "cut", "tokens"]
     print_table(columns, rows)
     for task, pair in record.get("paired", {}).items():
         print(f"{task}: {pair['num_pairs']} pairs, right alone: {record['model']} {pair['only_first']}, "

@@ -32,8 +32,9 @@ def hash_settings(settings: Mapping[str, Any]) -> str:
 class EvalFolder:
     """One evaluation on disk.
 
-    settings: everything that decides the samples, as JSON values; num_samples is one of them. earlier: the receipt of a complete run
-    that was there, None without one. Example: ``EvalFolder.begin(path, settings, is_resumed=False)``.
+    settings: everything that decides the samples, as JSON values; num_samples is one of them. earlier:
+    the receipt of a complete run that was there, None without one. Example:
+    ``EvalFolder.begin(path, settings, is_resumed=False)``.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], samples: list[Sample],

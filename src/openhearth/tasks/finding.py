@@ -23,11 +23,10 @@ from openhearth.tasks.records import Task
 GROUP = "openhearth.tasks"
 _GYM = "reasoning-gym"
 _PRESETS: dict[str, dict[str, Any]] = {
-    "chain_sum": {"min_terms": 2, "max_terms": 3, "max_digits": 2, "style": "direct"},
-    "products": {"min_terms": 2, "max_terms": 2, "max_digits": 2, "style": "direct"},
-    "gcd": {"style": "direct"},
-    "letter_counting": {"style": "direct"},
-    "spell_backward": {"style": "direct"},
+    "chain_sum": {"min_terms": 2, "max_terms": 3, "max_digits": 2, "style": "plain"},
+    "products": {"min_terms": 2, "max_terms": 2, "max_digits": 2, "style": "plain"},
+    "gcd": {"style": "plain"},
+    "letter_counting": {"style": "plain"},
     "countdown": {},
 }
 """Small settings of reasoning-gym's data sets under short names; options given replace them."""

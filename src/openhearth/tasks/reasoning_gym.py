@@ -16,9 +16,9 @@ from openhearth.errors import UsageError
 from openhearth.tasks.packages import need, version_of
 from openhearth.tasks.records import SPLITS, Grader, Problem, Task, Verdict, correct, no_answer, wrong
 from openhearth.tasks.splits import Generated, split_of
-from openhearth.tasks.tags import DIRECT, THINK, tagged_answer
+from openhearth.tasks.tags import DIRECT, THINK, last_number, tagged_answer
 
-_STYLES = {"think": THINK, "direct": DIRECT}
+_STYLES = {"think": THINK, "direct": DIRECT, "plain": ""}
 _SIZE = 1 << 20
 _SIZES = {"acre": 4000, "word_ladder": 10_000}
 """Those that make all problems at once, or refuse more."""
@@ -36,7 +36,9 @@ def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **opt
     """Return a data set as a task.
 
     ref: the name to find it by. style: think asks for steps before the answer, direct for the answer
-    alone. options: fields of the data set's configuration.
+    alone, plain asks nothing more than the question and takes the last number of the response where there
+    is no tagged answer, which suits data sets of numbers and models that do not know tags. options:
+    fields of the data set's configuration.
     Raises: UsageError for a name, style or option that does not exist; Unsupported without the package.
     """
     if name not in names():
@@ -51,20 +53,23 @@ def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **opt
     def make(index: int) -> tuple[str, Problem]:
         entry = data_set[index]
         question = str(entry["question"])
-        messages = ({"role": "user", "content": f"{question}\n{_STYLES[style]}"},)
+        messages = ({"role": "user", "content": f"{question}\n{_STYLES[style]}".strip()},)
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return question, Problem(f"{name}/{seed}/{index}", messages, answer, {"index": index},
                                  split_of(question))
 
-    return Task(ref, {split: Generated(make, split) for split in SPLITS}, _grader(data_set),
+    return Task(ref, {split: Generated(make, split) for split in SPLITS}, _grader(data_set, style),
                 source=version_of("reasoning-gym"), max_tokens=512 if style == "think" else 128)
 
 
-def _grader(data_set: Any) -> Grader:
+def _grader(data_set: Any, style: str) -> Grader:
     def grade(problem: Problem, response: str) -> Verdict:
         answer = tagged_answer(response)
+        if answer is None and style == "plain":
+            answer = last_number(response)
         if answer is None:
-            return no_answer("no <answer>...</answer> in the response")
+            return no_answer("no <answer>...</answer> in the response" if style != "plain"
+                             else "no number in the response")
         score = float(data_set.score_answer(answer, data_set[problem.metadata["index"]]))
         if score >= 1:
             return correct()

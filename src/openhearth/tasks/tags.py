@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 _THINKING = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
 _OPEN, _CLOSE = "<answer>", "</answer>"
 
 THINK = ("Think step by step. Then give the final answer, and nothing else, between <answer> and "
@@ -28,3 +29,12 @@ def tagged_answer(response: str) -> str | None:
     end = text.rfind(_CLOSE)
     start = text.rfind(_OPEN, 0, end) if end >= 0 else -1
     return text[start + len(_OPEN):end].strip() if start >= 0 else None
+
+
+def last_number(response: str) -> str | None:
+    """Return the last number outside of thinking, without grouping commas; None without one.
+
+    A minus belongs to the number where nothing but white space or a sign stands before it.
+    """
+    numbers = _NUMBER.findall(without_thinking(response))
+    return numbers[-1].replace(",", "") if numbers else None
