@@ -72,8 +72,9 @@ def evaluate(model: LocalModel, tasks: Sequence[Task], settings: EvalSettings, *
                 futures = [grading.submit(question.task, question.problem, _text(model, completion))
                            for completion in completions]
                 pending.append((question, completions, futures))
-            yield (_samples(model, tasks, *pending.popleft())
-                   if pending and all(future.done() for future in pending[0][2]) else [])
+            while pending and all(future.done() for future in pending[0][2]):
+                yield _samples(model, tasks, *pending.popleft())
+            yield []
         while pending:
             yield _samples(model, tasks, *pending.popleft())
     finally:

@@ -8,7 +8,9 @@ Does not: cover `composite`, which needs other data sets as its configuration.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,9 @@ _STYLES = {"think": THINK, "direct": DIRECT, "plain": ""}
 _SIZE = 1 << 20
 _SIZES = {"acre": 4000, "word_ladder": 10_000}
 """Those that make all problems at once, or refuse more."""
+_NONSENSE = "openhearth"
+"""No answer to anything. Where the package's scoring accepts it (game_of_life_halting takes whatever is not
+`True` for `False`), an answer has to be the reference itself."""
 _NOT_ALONE = {"composite"}
 
 
@@ -51,7 +56,7 @@ def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **opt
     data_set = _create(name, seed, options)
 
     def make(index: int) -> tuple[str, Problem]:
-        entry = data_set[index]
+        entry = _entry(data_set, index)
         question = str(entry["question"])
         messages = ({"role": "user", "content": f"{question}\n{_STYLES[style]}".strip()},)
         answer = "" if entry["answer"] is None else str(entry["answer"])
@@ -70,13 +75,19 @@ def _grader(data_set: Any, style: str) -> Grader:
         if answer is None:
             return no_answer("no <answer>...</answer> in the response" if style != "plain"
                              else "no number in the response")
-        score = float(data_set.score_answer(answer, data_set[problem.metadata["index"]]))
-        if score >= 1:
+        entry = _entry(data_set, problem.metadata["index"])
+        score = float(data_set.score_answer(answer, entry))
+        if score >= 1 and (answer == problem.answer or float(data_set.score_answer(_NONSENSE, entry)) < 1):
             return correct()
         expected = f", expected {problem.answer[:80]}" if problem.answer else ""
-        return wrong(f"got {answer[:80]}{expected}", max(0.0, score))
+        return wrong(f"got {answer[:80]}{expected}", max(0.0, score) if score < 1 else 0.0)
 
     return grade
+
+
+def _entry(data_set: Any, index: int) -> dict[str, Any]:
+    with contextlib.redirect_stdout(io.StringIO()):  # some data sets print while they search
+        return data_set[index]
 
 
 def _create(name: str, seed: int, options: Mapping[str, Any]) -> Any:

@@ -35,9 +35,10 @@ def grade(problem: Problem, response: str) -> Verdict:
         return no_answer(f"no JSON: {error}"[:160])
     # An empty registry: a reference to an address is an error, never a request.
     registry = need("referencing", "jsonschema").Registry()
-    errors = sorted(kind(schema, registry=registry).iter_errors(value), key=lambda error: str(error.json_path))
+    errors = sorted((error.json_path, error.message)
+                    for error in kind(schema, registry=registry).iter_errors(value))
     if errors:
-        return wrong(f"{errors[0].json_path}: {errors[0].message}"[:160])
+        return wrong(": ".join(errors[0])[:160])
     if problem.answer and not _is_same(value, json.loads(problem.answer)):
         return wrong(f"fits the schema; got {text[:80]}, expected {problem.answer[:80]}")
     return correct()

@@ -87,9 +87,8 @@ def _run(job: dict[str, Any], time_s: float, memory_bytes: int) -> Run:
         _kill(process)
         os.close(reading)
     records = _records(report)
-    refused = next((record["refused"] for record in records if "refused" in record), None)
-    if refused is not None:
-        raise Unsupported("there is no sandbox for code on this machine", why=str(refused),
+    if records and "refused" in records[0]:  # the first record is our own, the program runs after it
+        raise Unsupported("there is no sandbox for code on this machine", why=str(records[0]["refused"]),
                           hint="grade code tasks on a Linux kernel with seccomp")
     walls = records[0].get("walls", ()) if records else ()
     outcomes = tuple(Outcome(record.get("value"), record.get("error")) for record in records[1:])
