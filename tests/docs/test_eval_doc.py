@@ -28,8 +28,9 @@ def test_command_runs(command, tmp_path, smollm2_path):
     words = shlex.split(command)
     assert words[:3] == ["hearth", "eval", "smollm2"]
     words[2] = str(smollm2_path)
-    done = subprocess.run([sys.executable, "-m", "openhearth", *words[1:]], cwd=tmp_path, text=True, timeout=300,
-                          env=environment(tmp_path / "home", HEARTH_OFFLINE="1"), capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "openhearth", *words[1:]], cwd=tmp_path, text=True,
+                          env=environment(tmp_path / "home", HEARTH_OFFLINE="1"), capture_output=True,
+                          timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

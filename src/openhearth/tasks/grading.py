@@ -12,6 +12,7 @@ business of `graders/code.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -152,7 +153,8 @@ def serve() -> None:
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.disable(logging.WARNING)
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+    with contextlib.suppress(ValueError, OSError):  # where the user's own limit is lower, it holds
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     tasks: list[Task] | None = None
     for line in sys.stdin:
         request = json.loads(line)

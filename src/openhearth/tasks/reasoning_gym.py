@@ -76,7 +76,13 @@ def _grader(data_set: Any, style: str) -> Grader:
             return no_answer("no <answer>...</answer> in the response" if style != "plain"
                              else "no number in the response")
         entry = _entry(data_set, problem.metadata["index"])
-        score = float(data_set.score_answer(answer, entry))
+        try:
+            score = float(data_set.score_answer(answer, entry))
+        except Exception as error:
+            # Scoring that handles the reference but not this answer says something about the answer.
+            if not problem.answer or float(data_set.score_answer(problem.answer, entry)) < 1:
+                raise
+            return wrong(f"{answer[:80]} cannot be read: {type(error).__name__}")
         if score >= 1 and (answer == problem.answer or float(data_set.score_answer(_NONSENSE, entry)) < 1):
             return correct()
         expected = f", expected {problem.answer[:80]}" if problem.answer else ""

@@ -119,6 +119,7 @@ def test_bbh_reads_the_published_files(tmp_path):
 
 
 def test_every_data_set_of_reasoning_gym_gives_and_grades_problems(capfd):
+    # More than a tenth of a second per problem, or four thousand problems at once.
     slow = {"acre", "knight_swap", "zebra_puzzles", "quantum_lock", "puzzle24", "intermediate_integration"}
     names = reasoning_gym.names()
     assert len(names) >= 100 and slow <= set(names)
@@ -129,7 +130,7 @@ def test_every_data_set_of_reasoning_gym_gives_and_grades_problems(capfd):
         empty = task.grade(problem, "I do not know")
         assert (empty.kind, empty.reward) == ("no_answer", 0.0), name
         wrong = task.grade(problem, "<answer>openhearth</answer>")
-        assert wrong.kind in {"wrong", "grader_failed"} and wrong.reward != 1, name
+        assert wrong.kind == "wrong" and wrong.reward < 0.5, (name, wrong)
         if problem.answer and name not in {"ab", "composite"}:
             right = task.grade(problem, f"<answer>{problem.answer}</answer>")
             assert right.kind == "correct", (name, right)

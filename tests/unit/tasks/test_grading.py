@@ -1,5 +1,6 @@
 """Grading in a process of its own: what hangs, dies or fills the memory costs its own verdict only."""
 
+import json
 import time
 
 import pytest
@@ -83,3 +84,16 @@ def test_a_task_without_a_name_is_graded_here():
 def test_a_response_beyond_all_bounds_is_not_sent(nasty):
     with Grading([nasty]) as grading:
         assert grading.grade(0, nasty.problem("test", 0), "x" * (2 << 20)).kind == "grader_failed"
+
+
+def test_formulas_that_would_take_for_ever_do_not(tmp_path):
+    (tmp_path / "test.jsonl").write_text(json.dumps({"question": "q", "answer": "#### \\frac{1}{2}"}))
+    task = find(f"gsm8k:path={tmp_path}")
+    problem = task.problem("test", 0)
+    with Grading([task], deadline_s=3) as grading:
+        assert grading.grade(0, problem, "\\boxed{0.5}").passed
+        for answer in ("9^{9^{9^{9^{9}}}}", "\\sqrt[9]{" * 30 + "2" + "}" * 30):
+            started = time.monotonic()
+            verdict = grading.grade(0, problem, f"\\boxed{{{answer}}}")
+            assert not verdict.passed and time.monotonic() - started < 15, answer
+        assert grading.grade(0, problem, "\\boxed{0.5}").passed
