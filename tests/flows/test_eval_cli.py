@@ -1,6 +1,7 @@
 """`hearth eval` end to end on tiny models: table, receipt, resume, comparison, refusals."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,9 @@ def test_two_models_are_compared_on_the_same_problems(run, tmp_path):
     table = run(*args, "--against", tmp_path / "second")
     assert "exact McNemar p = " in table.out and len(table.out.splitlines()) == 4
     assert "equal those of the earlier run, bit for bit" in table.err
+    shutil.rmtree(tmp_path / "out" / "against")
+    resumed = json.loads(run(*args, "--against", tmp_path / "second", "--resume", "--json").out)
+    assert resumed["paired"] == record["paired"]
 
 
 def test_a_dry_run_asks_nothing_and_shows_the_first_prompt(run, tmp_path):

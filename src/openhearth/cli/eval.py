@@ -158,13 +158,15 @@ class _Run:
         record, samples = self._evaluate(ref, self.out)
         if against is None:
             return record
-        second, others = self._evaluate(against, None if self.out is None else self.out / "against")
+        second, others = self._evaluate(against, None if self.out is None else self.out / "against",
+                                        is_second=True)
         paired = compare_samples(samples, others)
         record["against"] = second
         record["paired"] = {task: asdict(found) for task, found in paired.items()}
         return record
 
-    def _evaluate(self, ref: str | None, out: Path | None) -> tuple[dict[str, Any], list[Sample]]:
+    def _evaluate(self, ref: str | None, out: Path | None, *,
+                  is_second: bool = False) -> tuple[dict[str, Any], list[Sample]]:
         from openhearth import evals
         from openhearth.cli.loading import fetch_model, load_stored
         from openhearth.cli.versions import read_versions
@@ -174,7 +176,9 @@ class _Run:
         model = load_stored(stored, ref, self.config, self.load)
         asked = evals.describe(model, self.tasks, self.settings, isa=chosen().isa, versions=read_versions())
         path = out or self.config.home / "evals" / evals.hash_settings(asked)[:16]
-        folder = evals.EvalFolder.begin(path, asked, is_resumed=self.is_resumed)
+        # A run that was cut at its first model left nothing of the second to resume.
+        is_resumed = self.is_resumed and (path.exists() or not is_second)
+        folder = evals.EvalFolder.begin(path, asked, is_resumed=is_resumed)
         try:
             seconds = self._ask(model, folder)
         finally:
