@@ -16,11 +16,12 @@ from openhearth.tasks.rows import hash_files, read_bytes
 from openhearth.tasks.splits import Listed
 from openhearth.tasks.tags import DIRECT, THINK
 
-_STYLES = {"think": THINK, "direct": DIRECT}
+_STYLES = {"think": THINK, "direct": DIRECT, "plain": "Give only the answer."}
 
 
 def make_task(ref: str, *, path: str = "", seed: int = 0, style: str = "think") -> Task:
-    """Return BIG-Bench Hard as a task; seed decides the order, style as for reasoning-gym.
+    """Return BIG-Bench Hard as a task; seed decides the order, style as for reasoning-gym, but that plain
+    takes the whole response as the answer.
 
     Raises: UsageError without a path or file, or for a style that does not exist; BadFile for a file of
     another form.
@@ -36,7 +37,8 @@ def make_task(ref: str, *, path: str = "", seed: int = 0, style: str = "think") 
     if not files:
         raise UsageError(f"`{path}` has no .json files", hint="--task bbh:path=FOLDER")
     problems = [problem for file in files for problem in _read(file, _STYLES[style])]
-    return Task(ref, {"test": Listed(problems, seed)}, exact(is_tagged=True), source=hash_files(files),
+    grader = exact(is_tagged=style != "plain")
+    return Task(ref, {"test": Listed(problems, seed)}, grader, source=hash_files(files),
                 max_tokens=512 if style == "think" else 64)
 
 

@@ -100,6 +100,9 @@ def test_gsm8k_reads_the_published_lines(tmp_path):
     problem = task.problem("test", 0)
     assert task.grade(problem, f"\\boxed{{{problem.answer}}}").passed and "," not in problem.answer
     assert find(f"gsm8k:path={tmp_path / 'test.jsonl'}").num_problems("test") == 5
+    plain = find(f"gsm8k:path={tmp_path}:style=plain")
+    assert plain.problem("test", 0).messages[0]["content"] in {row["question"] for row in rows}
+    assert plain.grade(problem, f"It is {problem.answer}.").passed
     (tmp_path / "test.jsonl").write_text('{"question": "q", "answer": "#### 1"}\n{"question": 3}\n')
     with pytest.raises(BadFile, match=r"test.jsonl:2: no text in `question`"):
         find(f"gsm8k:path={tmp_path}")
@@ -113,6 +116,7 @@ def test_bbh_reads_the_published_files(tmp_path):
     assert task.num_problems("test") == 4 and "train" not in task.splits
     problem = task.problem("test", 0)
     assert task.grade(problem, f"<answer>{problem.answer}</answer>").passed
+    assert find(f"bbh:path={tmp_path}:style=plain").grade(problem, f"{problem.answer}\n").passed
     (tmp_path / "even.json").write_text("[]")
     with pytest.raises(BadFile, match="no BIG-Bench Hard file"):
         find(f"bbh:path={tmp_path}")

@@ -53,6 +53,13 @@ def test_math(answer, response, kind):
     assert verdict(math.grade, answer, response).kind == kind
 
 
+@pytest.mark.parametrize("response,kind", [
+    ("so 9 * 2 = 18.", "correct"), ("18 of 20", "wrong"), ("18\n\\boxed{17}", "wrong"), ("none", "no_answer"),
+    ("<think>18</think>", "no_answer"), ("\\boxed{18} of 20", "correct")])
+def test_the_last_number_counts_where_nothing_is_marked(response, kind):
+    assert verdict(math.grade_last, "18", response).kind == kind
+
+
 @pytest.mark.parametrize("grader,answer,response,kind", [
     (exact(), "Yes", " yes\n", "correct"),
     (exact(), "a b", "a  b", "correct"),

@@ -14,7 +14,7 @@ import re
 
 from openhearth.tasks.packages import need
 from openhearth.tasks.records import Problem, Verdict, correct, no_answer, wrong
-from openhearth.tasks.tags import tagged_answer, without_thinking
+from openhearth.tasks.tags import last_number, tagged_answer, without_thinking
 
 _MARK = re.compile(r"####[ \t]*([^\n]+)")
 _MAX_CHARS = 400
@@ -49,6 +49,15 @@ def grade(problem: Problem, response: str) -> Verdict:
     if verify.verify(expected, got, timeout_seconds=None, raise_on_error=True):
         return correct()
     return wrong(f"got {answer[:80]}, expected {problem.answer[:80]}")
+
+
+def grade_last(problem: Problem, response: str) -> Verdict:
+    """As `grade`, but the last number of a response without any mark is its answer."""
+    text = without_thinking(response)
+    if marked_answer(text) is None:
+        number = last_number(text)
+        return no_answer("no number in the response") if number is None else grade(problem, f"#### {number}")
+    return grade(problem, text)
 
 
 def marked_answer(text: str) -> str | None:
