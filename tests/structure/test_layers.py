@@ -13,14 +13,14 @@ ROWS = {
     "errors": 0, "units": 0,
     "config": 1, "hardware": 1, "formats": 1,
     "hub": 2, "chat": 2, "spec": 2,
-    "kernels": 3,
+    "kernels": 3, "tasks": 3,
     "models": 4,
     "engine": 5,
     "local": 6,
-    "bench": 7,
+    "bench": 7, "evals": 7,
     "cli": 8,
 }
-NO_TORCH = [name for name, row in ROWS.items() if row <= 2]
+NO_TORCH = [*(name for name, row in ROWS.items() if row <= 2), "tasks"]
 
 
 def modules():

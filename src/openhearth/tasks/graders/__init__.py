@@ -1,0 +1,1 @@
+"""Graders: one small file each, (problem, response) -> verdict."""
