@@ -3,12 +3,16 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 
+#include <cstring>
+#include <vector>
+
 #include "attention.h"
 #include "isa.h"
 #include "linear.h"
 #include "module.h"
 #include "pool.h"
 #include "rows.h"
+#include "vocab.h"
 
 namespace nb = nanobind;
 using namespace hearth;
@@ -96,6 +100,37 @@ void call_attend(int isa, Address q, Address k, Address v, std::int64_t q_stride
     attention(chosen, attending);
 }
 
+// rows: num_rows records of DrawRow, as bytes.
+void call_draw_tokens(int isa, Address logits, std::int64_t stride, std::int64_t num_rows, std::int64_t num_tokens,
+                      nb::bytes rows, Address token_ids, Address logprobs, Address top_ids, Address top_logprobs) {
+    const Isa chosen = usable(isa);
+    if (rows.size() != std::size_t(num_rows) * sizeof(DrawRow)) throw nb::value_error("rows of another layout");
+    std::vector<DrawRow> records(static_cast<std::size_t>(num_rows));
+    std::memcpy(records.data(), rows.c_str(), rows.size());
+    const DrawCall call{at<float>(logits), stride, num_rows, num_tokens, records.data(), at<std::int64_t>(token_ids),
+                        at<float>(logprobs), at<std::int64_t>(top_ids), at<float>(top_logprobs)};
+    nb::gil_scoped_release without_lock;
+    draw_tokens(chosen, call);
+}
+
+void call_token_logprobs(int isa, Address logits, std::int64_t stride, std::int64_t num_rows, std::int64_t num_tokens,
+                         Address targets, double temperature, Address logprobs, Address entropies) {
+    const Isa chosen = usable(isa);
+    const LogprobCall call{at<const float>(logits), stride, num_rows, num_tokens, at<const std::int64_t>(targets),
+                           temperature, at<float>(logprobs), at<float>(entropies)};
+    nb::gil_scoped_release without_lock;
+    token_logprobs(chosen, call);
+}
+
+void call_token_logprobs_grad(int isa, Address logits, std::int64_t stride, std::int64_t num_rows,
+                              std::int64_t num_tokens, Address targets, Address grads, double temperature) {
+    const Isa chosen = usable(isa);
+    const LogprobGradCall call{at<float>(logits), stride, num_rows, num_tokens, at<const std::int64_t>(targets),
+                               at<const float>(grads), temperature};
+    nb::gil_scoped_release without_lock;
+    token_logprobs_grad(chosen, call);
+}
+
 void call_set_num_threads(int count) {
     if (count < 1 || count > 1024) throw nb::value_error("expected 1 to 1024 threads");
     nb::gil_scoped_release without_lock;
@@ -119,5 +154,8 @@ NB_MODULE(_native, module) {
     module.def("glu", &call_glu);
     module.def("embed", &call_embed);
     module.def("attend", &call_attend);
+    module.def("draw_tokens", &call_draw_tokens);
+    module.def("token_logprobs", &call_token_logprobs);
+    module.def("token_logprobs_grad", &call_token_logprobs_grad);
     bind_program(module);
 }

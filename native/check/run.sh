@@ -11,4 +11,5 @@ for sanitizers in address,undefined thread; do
     if [ "$sanitizers" = thread ]; then set -- no-fork; else set --; fi
     ASAN_OPTIONS=detect_leaks=1 "$build/$sanitizers/check_linear" "$@"
     ASAN_OPTIONS=detect_leaks=1 "$build/$sanitizers/check_rows"
+    ASAN_OPTIONS=detect_leaks=1 "$build/$sanitizers/check_vocab"
 done

@@ -121,8 +121,9 @@ def test_training_mode_gives_the_bits_of_serving_and_the_gradients_of_torch(tmp_
 
 @pytest.mark.parametrize("isa", OTHER_PATHS)
 def test_other_paths_of_this_machine_keep_the_same_promises(isa):
-    tests = [__file__, str(Path(__file__).with_name("test_batch_invariance.py"))]
-    wanted = "not other_paths and (model or llama or modes or chunks or packs or threads)"
+    tests = [__file__, *(str(Path(__file__).with_name(name))
+                         for name in ("test_batch_invariance.py", "test_logprobs.py"))]
+    wanted = "not other_paths and (model or llama or modes or chunks or packs or threads or logprobs)"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", wanted, *tests],
         cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300,

@@ -2,9 +2,8 @@
 
 import torch
 
-from openhearth.engine.penalties import TokenCounts
-from openhearth.engine.sampler import Row, draw
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.sampling import Row, TokenCounts, draw
 
 
 @torch.inference_mode()

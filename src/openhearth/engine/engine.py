@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from openhearth.engine.memory import PagedCache, available_bytes, choose_num_pages
 from openhearth.engine.packing import Batch, pack
 from openhearth.engine.pages import PageTable
-from openhearth.engine.penalties import TokenCounts, needs_counts
 from openhearth.engine.records import (
     Completion,
     EngineStats,
@@ -28,14 +27,15 @@ from openhearth.engine.records import (
     RequestTimings,
     TokenEvent,
 )
-from openhearth.engine.sampler import Draw, Row, draw
 from openhearth.engine.scheduler import Chunk, Scheduler
 from openhearth.engine.sequence import Sequence as Running
 from openhearth.engine.settings import EngineSettings
 from openhearth.engine.tracking import Collector, Ledger
 from openhearth.errors import HearthError, PromptTooLong, QueueFull, UsageError
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.logprob import token_logprobs
 from openhearth.kernels.lora import AdapterRows
+from openhearth.kernels.sampling import Draw, Row, TokenCounts, draw, needs_counts
 from openhearth.models import Adapter, AdapterWeights, attach, detach, find_adapter, record
 
 _ROWS_AT_ONCE = 64
@@ -192,12 +192,7 @@ class Engine:
             if adapter is not None:
                 arguments.append(AdapterRows(((0, len(prompt), find_adapter(self.model, adapter).slot),)))
             hidden_TD = self.model.forward(*arguments)
-            scores: list[float] = []
-            for start in range(0, len(prompt) - 1, _ROWS_AT_ONCE):
-                end = min(start + _ROWS_AT_ONCE, len(prompt) - 1)
-                logprobs_RV = torch.log_softmax(self.model.logits(hidden_TD[start:end]), dim=-1)
-                scores += logprobs_RV.gather(1, token_ids_T[start + 1:end + 1, None])[:, 0].tolist()
-        return scores
+            return token_logprobs(hidden_TD[:-1], self.model.logits, token_ids_T[1:]).tolist()
 
     def timings(self, request_id: int) -> RequestTimings:
         """Return where a request's time went so far; kept for the last thousand requests.
@@ -282,7 +277,7 @@ class Engine:
             ready = [(sequence, last_row, row) for sequence, last_row in drawing[start:start + _ROWS_AT_ONCE]
                      if (row := self._row(sequence)) is not None]
             if ready:
-                logits_RV = self.model.logits(hidden_TD[[last_row for _, last_row, _ in ready]])
+                logits_RV = self.model.logits(_pick(hidden_TD, [last_row for _, last_row, _ in ready]))
                 draws = draw(logits_RV, [row for _, _, row in ready])
                 for (sequence, _, _), drawn in zip(ready, draws, strict=True):
                     self._accept(sequence, drawn)
@@ -354,6 +349,13 @@ class Engine:
 def _adapter_slot(chunk: Chunk) -> int:
     slot = chunk.sequence.adapter_slot
     return -1 if slot is None else slot
+
+
+def _pick(hidden_TD: Tensor, rows: list[int]) -> Tensor:
+    """Return those rows; all of them, as in a step that only decodes, without a copy."""
+    if rows == list(range(len(hidden_TD))):
+        return hidden_TD
+    return hidden_TD.index_select(0, torch.tensor(rows, device=hidden_TD.device))
 
 
 def _check_token(what: str, token_id: int, num_tokens: int) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from openhearth.engine.penalties import TokenCounts
 from openhearth.engine.records import Sampling
+from openhearth.kernels.sampling import TokenCounts
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""From logits to tokens: one row per completion, every row as if it were alone.
+"""From logits to tokens in torch and numpy: one row per completion, every row as if it were alone.
 
 Order: penalties and logit bias, token mask, temperature, top-k, top-p, min-p. What is kept is always
 "every token at least as likely as the last one that counts", so tokens that tie with it are kept too
@@ -19,40 +19,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from openhearth.engine.penalties import TokenCounts, add_bias_, needs_counts, penalize_
-from openhearth.engine.random import uniforms
-from openhearth.engine.records import Sampling
+from openhearth.kernels.sampling.inputs import Draw, Row, Settings, needs_counts
+from openhearth.kernels.sampling.noise import uniforms
+from openhearth.kernels.sampling.penalties import add_bias_, penalize_
 
 _BLOCK = 256
 _FIRST_CANDIDATES = 256
-
-
-class Row(NamedTuple):
-    """What one row needs: completion and draw address its noise.
-
-    counts: set when penalties are on. mask: bool [V] of allowed tokens.
-    """
-
-    sampling: Sampling
-    completion: int = 0
-    draw: int = 0
-    counts: TokenCounts | None = None
-    mask: Tensor | None = None
-
-
-class Draw(NamedTuple):
-    """A drawn token. logprob is NaN when the row had no token with a probability."""
-
-    token_id: int
-    logprob: float
-    top_logprobs: tuple[tuple[int, float], ...]
 
 
 def draw(logits_RV: Tensor, rows: Sequence[Row]) -> list[Draw]:
@@ -84,7 +62,7 @@ def draw(logits_RV: Tensor, rows: Sequence[Row]) -> list[Draw]:
             in zip(token_ids_R.tolist(), chosen_R.tolist(), logprobs_RV, rows, strict=True)]
 
 
-def truncate_(scaled_V: Tensor, sampling: Sampling) -> None:
+def truncate_(scaled_V: Tensor, sampling: Settings) -> None:
     """Set what top-k, top-p and min-p exclude to -inf, in place; each sees what the one before left.
 
     scaled_V: float32, logits after temperature. top_p keeps the fewest tokens, likeliest first, whose
@@ -115,7 +93,7 @@ def _adjust_(logits_V: Tensor, row: Row) -> None:
         logits_V.masked_fill_(~row.mask, -math.inf)
 
 
-def _least_kept(scaled_V: np.ndarray, sampling: Sampling) -> float:
+def _least_kept(scaled_V: np.ndarray, sampling: Settings) -> float:
     """Return the logit of the last token that is kept.
 
     In numpy, whose vectorised partition and sort take a fraction of torch's time on the CPU.

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from openhearth.engine.penalties import TokenCounts, add_bias_, needs_counts, penalize_
 from openhearth.engine.records import Sampling
+from openhearth.kernels.sampling import TokenCounts, needs_counts
+from openhearth.kernels.sampling.penalties import add_bias_, penalize_
 
 V = 50
 

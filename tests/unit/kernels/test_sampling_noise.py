@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openhearth.engine.random import philox4x32, uniforms
+from openhearth.kernels.sampling.noise import philox4x32, uniforms
 
 # Known answers of Random123 (kat_vectors, philox4x32 10).
 KNOWN = [

@@ -1,0 +1,166 @@
+"""Log-probabilities of a pack's tokens without ever holding the pack's logits.
+
+A few rows of logits are made at a time, by the model's own output layer, and dropped; the backward pass
+makes them again and turns them into their gradient in place. The idea of fusing the last layer with its
+loss is that of arXiv 2411.09009 (Cut Your Losses), section 4; here in chunks of rows, with the row kernels of
+`kernels/sampling`, so that what was sampled and what is differentiated have the same bits.
+
+Memory beside inputs, outputs and gradients of the head: CHUNK_BYTES of logits at a time going forward; going
+backward also their copy in the type of the hidden states, where that is not float32.
+
+Does not: give gradients of gradients or of entropies.
+"""
+
+# T rows, D model, V vocabulary, C rows of a chunk
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from openhearth.errors import UsageError
+from openhearth.kernels import select
+from openhearth.kernels.linear import native as packed_linear
+from openhearth.kernels.linear.native import PackedWeight
+from openhearth.kernels.linear.reference import linear
+from openhearth.kernels.logprob import native, reference
+
+CHUNK_BYTES = 32 << 20
+"""Logits held at once: 170 rows of 49,152 tokens, enough for a matrix product near its best rate."""
+
+_FIRST_ROWS = 32
+
+Head = Callable[[Tensor], Tensor] | PackedWeight | Tensor
+"""hidden [R, D] -> float32 logits [R, V], such as a model's `logits`; or its weight [V, D]."""
+
+
+def token_logprobs(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float = 1.0) -> Tensor:
+    """Return ln softmax(head(hidden) / temperature)[target] per row, float32 [T].
+
+    targets_T: int64, below V. Differentiable in hidden and in the parameters that head uses. Bits do not
+    depend on T or the chunks where those of head's rows do not (the native kernels' do not; a plain tensor
+    as head goes through torch's product).
+    Raises: UsageError for a temperature that is not positive, or targets that do not fit.
+    """
+    return _apply(hidden_TD, head, targets_T, temperature, has_entropies=False)[0]
+
+
+def token_logprobs_and_entropies(hidden_TD: Tensor, head: Head, targets_T: Tensor,
+                                 temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return `token_logprobs` and the entropy of each row's distribution in nats, which has no gradient.
+
+    Raises: as `token_logprobs`.
+    """
+    return _apply(hidden_TD, head, targets_T, temperature, has_entropies=True)
+
+
+def _apply(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float,
+           has_entropies: bool) -> tuple[Tensor, Tensor]:
+    if not temperature > 0:
+        raise UsageError(f"temperature is `{temperature}`", why="expected a positive number")
+    if targets_T.shape != hidden_TD.shape[:1]:
+        raise UsageError(f"targets of shape {list(targets_T.shape)} for {len(hidden_TD)} rows")
+    return _TokenLogprobs.apply(head, targets_T, temperature, has_entropies, hidden_TD,
+                                *_trained(head, hidden_TD))
+
+
+def _trained(head: Head, hidden_TD: Tensor) -> list[Tensor]:
+    """Return what inside head wants a gradient: the leaves of the graph behind one row of logits."""
+    if isinstance(head, Tensor):
+        return [head]
+    if isinstance(head, PackedWeight) or not torch.is_grad_enabled():
+        return []
+    found: dict[int, Tensor] = {}
+    nodes, seen = [head(hidden_TD[:1].detach()).grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [behind for behind, _ in node.next_functions]
+        if hasattr(node, "variable"):
+            found[id(node.variable)] = node.variable
+    return list(found.values())
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, head, targets_T, temperature, has_entropies, hidden_TD, *trained):
+        ctx.save_for_backward(hidden_TD, targets_T, *trained)
+        # A weight is saved above; kept here as well, it would escape autograd's check for changes.
+        ctx.head = None if isinstance(head, Tensor) else head
+        ctx.temperature = temperature
+        empty = hidden_TD.new_empty(0, dtype=torch.float32)
+        logprobs, entropies = [empty], [empty]
+        for rows, _, logits_CV in _chunks(head, hidden_TD):
+            logprobs_C, entropies_C = _row_logprobs(logits_CV, targets_T[rows], temperature, has_entropies)
+            logprobs.append(logprobs_C)
+            entropies.append(entropies_C)
+        logprobs_T, entropies_T = torch.cat(logprobs), torch.cat(entropies)
+        ctx.mark_non_differentiable(entropies_T)
+        return logprobs_T, entropies_T
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grads_T, _):
+        hidden_TD, targets_T, *trained = ctx.saved_tensors
+        head = trained[0] if ctx.head is None else ctx.head
+        needs_hidden, needs_trained = ctx.needs_input_grad[4], ctx.needs_input_grad[5:]
+        wanted = [tensor for tensor, is_needed in zip(trained, needs_trained, strict=True) if is_needed]
+        # Added up in float32: in bfloat16 a chunk's share would vanish beside those before it.
+        sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in wanted]
+        grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
+        for rows, hidden_CD, logits_CV in _chunks(head, hidden_TD, needs_grad=needs_hidden):
+            grad_CV = _grad_logits(logits_CV.detach(), targets_T[rows], grads_T[rows], ctx.temperature)
+            # Written in place: should the head's own gradient need its logits, torch is to refuse.
+            torch.autograd.graph.increment_version(logits_CV)
+            found = torch.autograd.grad(logits_CV, [hidden_CD] * needs_hidden + wanted, grad_CV)
+            if needs_hidden:
+                grad_hidden_TD[rows], *found = found
+            for total, part in zip(sums, found, strict=True):
+                total += part
+        grads = iter([total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)])
+        return None, None, None, None, grad_hidden_TD, *(next(grads) if is_needed else None
+                                                         for is_needed in needs_trained)
+
+
+def _chunks(head: Head, hidden_TD: Tensor,
+            needs_grad: bool | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Give the rows of each chunk, their hidden states and their logits.
+
+    needs_grad: None without autograd, else whether the hidden states want a gradient. The first chunk is
+    small, because its logits tell how many a row has.
+    """
+    start, size = 0, _FIRST_ROWS
+    while start < len(hidden_TD):
+        rows = slice(start, min(start + size, len(hidden_TD)))
+        with torch.set_grad_enabled(needs_grad is not None):
+            hidden_CD = hidden_TD[rows].detach().requires_grad_(bool(needs_grad))
+            logits_CV = _logits(head, hidden_CD)
+        yield rows, hidden_CD, logits_CV
+        start, size = rows.stop, max(1, CHUNK_BYTES // (4 * logits_CV.shape[1]))
+        del logits_CV, hidden_CD
+
+
+def _logits(head: Head, hidden_CD: Tensor) -> Tensor:
+    if isinstance(head, PackedWeight):
+        return packed_linear.linear(hidden_CD, head, out_dtype=torch.float32)
+    return linear(hidden_CD, head).float() if isinstance(head, Tensor) else head(hidden_CD)
+
+
+def _row_logprobs(logits_CV: Tensor, targets_C: Tensor, temperature: float,
+                  has_entropies: bool) -> tuple[Tensor, Tensor]:
+    is_native = select.covers(logits_CV.dtype, logits_CV.device)
+    if is_native and has_entropies:
+        return native.row_logprobs_and_entropies(logits_CV, targets_C, temperature)
+    if is_native:
+        return native.row_logprobs(logits_CV, targets_C, temperature), logits_CV.new_empty(0)
+    entropies_C = reference.row_entropies(logits_CV, temperature) if has_entropies else logits_CV.new_empty(0)
+    return reference.row_logprobs(logits_CV, targets_C, temperature), entropies_C
+
+
+def _grad_logits(logits_CV: Tensor, targets_C: Tensor, grads_C: Tensor, temperature: float) -> Tensor:
+    kernels = native if select.covers(logits_CV.dtype, logits_CV.device) else reference
+    return kernels.grad_logits(logits_CV, targets_C, grads_C, temperature)
