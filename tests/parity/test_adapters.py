@@ -11,6 +11,7 @@ from openhearth.engine import Engine, EngineSettings, Request, Sampling
 from openhearth.errors import UsageError
 from openhearth.formats import open_checkpoint
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.logprob import token_logprobs
 from openhearth.kernels.lora import AdapterRows
 from openhearth.models import AdapterWeights, attach, detach, load_model
 from openhearth.spec import read_spec
@@ -105,10 +106,11 @@ def test_training_forward_equals_that_of_the_engine(folder, dtype):
     trained = load(folder, dtype, is_trainable=True)
     slot = attach(trained, "one", weights, is_trainable=True).slot
     ids = [4, 8, 15, *completion.token_ids]
-    logprobs = torch.log_softmax(whole(trained, ids, (0, len(ids), slot)), -1)
-    found = logprobs[2:-1].gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+    pack = (torch.tensor(ids), torch.arange(len(ids)), AttnInput.without_cache((len(ids),)))
+    hidden_TD = trained.forward(*pack, AdapterRows(((0, len(ids), slot),)))
+    found = token_logprobs(hidden_TD[2:-1], trained.logits, torch.tensor(completion.token_ids))
     assert torch.equal(found, torch.tensor(engine.score(ids, "one"))[2:])
-    torch.testing.assert_close(found, torch.tensor(completion.logprobs), rtol=0, atol=2e-6)
+    assert torch.equal(found, torch.tensor(completion.logprobs)), "what was sampled is what is trained"
 
 
 def test_gradients_of_a_and_b_are_those_of_plain_torch(folder):
