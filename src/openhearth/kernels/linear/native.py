@@ -70,6 +70,12 @@ class PackedWeight:
             self.bias_P = None
         self.versions = _versions(weight_NK, bias_N)
 
+    def renew(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        """Repack when a parameter changed in place since; as `linear_trained` says. Raises: as `repack`."""
+        versions = _versions(weight_NK, bias_N)
+        if versions != self.versions or None in versions:
+            self.repack(weight_NK, bias_N)
+
     def unpack(self) -> Tensor:
         """Return the weight [N, K] as it was given, bit for bit."""
         weight_NK = torch.empty(self.num_outputs, self.num_inputs, dtype=self.dtype)
@@ -98,9 +104,7 @@ def linear_trained(x_TK: Tensor, packed: PackedWeight, weight_NK: Tensor, bias_N
     The pack is renewed when a parameter changed in place since (an optimizer's step; a change through
     `.data` is not seen: call `repack`). Raises: as `linear` and `PackedWeight.repack`.
     """
-    versions = _versions(weight_NK, bias_N)
-    if versions != packed.versions or None in versions:
-        packed.repack(weight_NK, bias_N)
+    packed.renew(weight_NK, bias_N)
     return _Linear.apply(x_TK, weight_NK, bias_N, packed, out_dtype, isa)
 
 
