@@ -76,13 +76,14 @@ def main() -> None:
     if options.profile:
         with torch.profiler.profile(with_stack=False) as profile:
             one_step(loop)
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=28, max_name_column_width=60))
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=28,
+                                           max_name_column_width=60))
     steps = [one_step(loop) for _ in range(options.steps + 1)][1:]
     best = min(seconds for seconds, _, _ in steps)
     median = statistics.median(seconds for seconds, _, _ in steps)
     num_tokens, flops = steps[0][1:]
-    print(f"{options.weights} {options.batch} x {options.length}: best {num_tokens / best:.0f} tokens/s, median "
-          f"{num_tokens / median:.0f}; MFU {flops / best / peak:.1%}; "
+    print(f"{options.weights} {options.batch} x {options.length}: best {num_tokens / best:.0f} tokens/s, "
+          f"median {num_tokens / median:.0f}; MFU {flops / best / peak:.1%}; "
           f"peak memory {hardware.peak_memory_bytes() / 2**30:.2f} GiB")
 
 

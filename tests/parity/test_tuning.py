@@ -91,7 +91,7 @@ def test_gradients_of_all_weights_are_those_of_transformers(folder, pack_tokens,
     if is_recomputing:
         recompute_layers(model)
     loss, gradients = our_gradients(model, dict(model.named_parameters()), draw_samples(), pack_tokens, None)
-    assert loss == pytest.approx(float(wanted), rel=1e-5)
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
     by_name = dict(theirs.named_parameters())
     assert gradients.keys() == by_name.keys()
     for name, gradient in gradients.items():
@@ -120,7 +120,7 @@ def test_gradients_of_an_adapter_are_those_of_peft(folder, tmp_path, is_rank_sta
     model = load(folder).requires_grad_(False)
     adapter = attach(model, "one", stored.weights, is_trainable=True)
     loss, gradients = our_gradients(model, adapter_parameters(adapter), draw_samples(), 16, adapter.slot)
-    assert loss == pytest.approx(float(wanted), rel=1e-5)
+    assert loss == pytest.approx(wanted.item(), rel=1e-5)
     by_name = dict(theirs.named_parameters())
     for path in PATHS:
         for half in ("a", "b"):

@@ -18,7 +18,7 @@ def write_jsonl(path: Path, rows) -> Path:
 
 def colour_rows(count: int = 24):
     """Prompts with one right answer each; lengths differ."""
-    return [{"prompt": f"item {number} " * (1 + number % 4), "completion": COLOURS[number % 3]}
+    return [{"prompt": " ".join([f"item {number}"] * (1 + number % 4)), "completion": COLOURS[number % 3]}
             for number in range(count)]
 
 
@@ -28,8 +28,8 @@ def config_of(home: Path) -> Config:
 
 def settings_of(folder: Path, data: Path, **settings) -> SftSettings:
     """Settings for the tiny model: small packs, so that a step adds up several."""
-    defaults = SftSettings(str(folder), (str(data),), "run", batch_size=4, pack_tokens=64, steps=6, lora_rank=4,
-                           learning_rate=5e-3, dtype="float32", threads=2, checkpoint_every=2)
+    defaults = SftSettings(str(folder), (str(data),), "run", batch_size=4, pack_tokens=64, steps=6,
+                           lora_rank=4, learning_rate=5e-3, dtype="float32", threads=2, checkpoint_every=2)
     return replace(defaults, **settings)
 
 

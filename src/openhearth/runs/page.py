@@ -63,4 +63,5 @@ def _curve(title: str, points: Sequence[tuple[float, float]]) -> str:
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    room = 0.5 + abs(low)
+    return (low, high) if high > low else (low - room, high + room)

@@ -20,6 +20,7 @@ from openhearth.kernels.select import chosen, set_num_threads
 from openhearth.models import load_model
 from openhearth.runs import RunFolder, hash_files, render_page
 from openhearth.spec import ModelSpec, read_spec
+from openhearth.spec.to_config import config_of
 from openhearth.tune.data.rendering import Renderer
 from openhearth.tune.data.samples import SampleSet, load_samples
 from openhearth.tune.derive import Plan, derive_data_settings, derive_plan
@@ -62,6 +63,8 @@ def prepare(settings: SftSettings, config: Config, *, resumed: Mapping[str, Any]
     spec = read_spec(checkpoint)
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
+    if settings.weights == "full" and checkpoint.format == "gguf":
+        config_of(spec, dtype="float32")  # refused now, not after the last step
     given = settings
     if resumed is not None:
         settings = _resumed_settings(settings, resumed)
