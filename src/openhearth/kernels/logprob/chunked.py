@@ -92,13 +92,15 @@ class _TokenLogprobs(torch.autograd.Function):
         # A weight is saved above; kept here as well, it would escape autograd's check for changes.
         ctx.head = None if isinstance(head, Tensor) else head
         ctx.temperature = temperature
-        empty = hidden_TD.new_empty(0, dtype=torch.float32)
-        logprobs, entropies = [empty], [empty]
+        # Made before any chunk: a small block that outlives a chunk would lie where the next could have.
+        logprobs_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.float32)
+        entropies_T = torch.empty_like(logprobs_T) if has_entropies else logprobs_T.new_empty(0)
         for rows, _, logits_CV in _chunks(head, hidden_TD):
             logprobs_C, entropies_C = _row_logprobs(logits_CV, targets_T[rows], temperature, has_entropies)
-            logprobs.append(logprobs_C)
-            entropies.append(entropies_C)
-        logprobs_T, entropies_T = torch.cat(logprobs), torch.cat(entropies)
+            logprobs_T[rows] = logprobs_C
+            if has_entropies:
+                entropies_T[rows] = entropies_C
+            del logits_CV
         ctx.mark_non_differentiable(entropies_T)
         return logprobs_T, entropies_T
 
@@ -139,8 +141,8 @@ def _chunks(head: Head, hidden_TD: Tensor,
         with torch.set_grad_enabled(needs_grad is not None):
             hidden_CD = hidden_TD[rows].detach().requires_grad_(bool(needs_grad))
             logits_CV = _logits(head, hidden_CD)
-        yield rows, hidden_CD, logits_CV
         start, size = rows.stop, max(1, CHUNK_BYTES // (4 * logits_CV.shape[1]))
+        yield rows, hidden_CD, logits_CV
         del logits_CV, hidden_CD
 
 
