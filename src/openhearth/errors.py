@@ -113,3 +113,9 @@ class TemplateError(HearthError):
     """A chat template is missing, broken, too large, too slow, or raised an error of its own."""
 
     exit_code = 10
+
+
+class Diverged(HearthError):
+    """A loss or gradient is not finite or far too large; the last good checkpoint is kept."""
+
+    exit_code = 11

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -34,10 +35,12 @@ from openhearth.engine import (
 from openhearth.errors import TemplateError, UsageError
 from openhearth.kernels import select
 from openhearth.models import load_model
+from openhearth.models.adapter_files import StoredAdapter, read_adapter
 from openhearth.spec import ModelSpec, WeightChoice, choose_weights, read_spec
 
 DEFAULT_MAX_TOKENS = 1024
 FALLBACK_SAMPLING = {"temperature": 0.7}
+_ADAPTER = "loaded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -109,6 +112,7 @@ def load(
     context_length: int | None = None,
     cache_dtype: CacheDtype = "auto",
     num_threads: int | None = None,
+    adapter: Path | None = None,
     config: Config | None = None,
     on_progress: hub.OnProgress | None = None,
     on_load: Callable[[int, int], None] | None = None,
@@ -117,8 +121,8 @@ def load(
 
     ref: see `hub.parse_ref`; None is the catalogue's default. dtype, weights: see `spec.choose_weights`.
     context_length: caps the model's own, in tokens. cache_dtype: see `engine.EngineSettings`.
-    num_threads: None uses every core this process may use. on_load: called with bytes done and
-    bytes in all while weights are read.
+    num_threads: None uses every core this process may use. adapter: folder of one (PEFT's layout) that
+    every answer takes. on_load: called with bytes done and bytes in all while weights are read.
     Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
     UsageError.
     """
@@ -131,6 +135,7 @@ def load(
     checkpoint = formats.open_checkpoint(stored.path)
     spec = read_spec(checkpoint)
     _check_context(spec, context_length)
+    stored_adapter = None if adapter is None else read_adapter(adapter)
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
     select.set_num_threads(num_threads or hardware.usable_cores())
@@ -139,9 +144,11 @@ def load(
                        on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256,
                     settings=EngineSettings(context_length=context_length, cache_dtype=cache_dtype))
+    if stored_adapter is not None:
+        engine.attach(_ADAPTER, stored_adapter.weights)
     return LocalModel(stored, tokenizer, template, engine, weights=chosen,
                       default_sampling=default_sampling(stored, checkpoint, config),
-                      load_s=time.perf_counter() - started)
+                      load_s=time.perf_counter() - started, adapter=stored_adapter)
 
 
 def _check_context(spec: ModelSpec, context_length: int | None) -> None:
@@ -162,7 +169,8 @@ class LocalModel:
 
     def __init__(self, stored: hub.StoredModel, tokenizer: chat.Tokenizer,
                  template: chat.ChatTemplate | None, engine: Engine, *, weights: WeightChoice,
-                 default_sampling: Mapping[str, float], load_s: float) -> None:
+                 default_sampling: Mapping[str, float], load_s: float,
+                 adapter: StoredAdapter | None = None) -> None:
         self.stored = stored
         self.spec: ModelSpec = engine.model.spec
         self.tokenizer = tokenizer
@@ -172,6 +180,8 @@ class LocalModel:
         self.dtype = weights.dtype
         self.cache_dtype = str(engine.cache_dtype).removeprefix("torch.")
         self.load_s = load_s
+        self.adapter = adapter
+        self._adapter_name = None if adapter is None else _ADAPTER
         self.default_sampling = dict(default_sampling)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
@@ -237,7 +247,7 @@ class LocalModel:
         """
         token_ids = self.encode_prompt(text)
         with self._lock:
-            scores = self.engine.score(token_ids)
+            scores = self.engine.score(token_ids, self._adapter_name)
         return TokenLogprobs(token_ids, (None, *scores))
 
     def _open(self, prompt_token_ids: tuple[int, ...], n: int, *, stop: str | Sequence[str] = (),
@@ -248,7 +258,8 @@ class LocalModel:
         try:
             request = Request(prompt_token_ids, Sampling(
                 **settings, seed=seed, max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
-                stop_token_ids=self.tokenizer.stop_token_ids | frozenset(stop_token_ids)), n=n)
+                stop_token_ids=self.tokenizer.stop_token_ids | frozenset(stop_token_ids)),
+                n=n, adapter=self._adapter_name)
         except TypeError as error:
             raise UsageError(f"unknown sampling setting: {error}",
                              hint="see openhearth.engine.Sampling") from error

@@ -1,6 +1,7 @@
 """Tokenizers, chat templates and text streaming: everything between text and token ids."""
 
 from openhearth.chat.budget import TemplateLimits
+from openhearth.chat.export import tokenizer_files
 from openhearth.chat.load import load_tokenizer
 from openhearth.chat.render import RenderedChat, render
 from openhearth.chat.stops import StopStrings
@@ -19,4 +20,5 @@ __all__ = [
     "load_template",
     "load_tokenizer",
     "render",
+    "tokenizer_files",
 ]

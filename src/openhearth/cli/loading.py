@@ -5,16 +5,19 @@ Does not: decide where a model comes from (`hub.pull`) or how it is loaded (`loc
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from openhearth.cli.output import print_note
 from openhearth.config import Config
+from openhearth.errors import UsageError
 
 if TYPE_CHECKING:
     from openhearth.cli.memory import MemoryPlan
@@ -37,6 +40,7 @@ class LoadSettings:
     context_length: int | None = None
     num_threads: int | None = None
     cache_dtype: str = "auto"
+    adapter: Path | None = None
 
 
 def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None]) -> StoredModel:
@@ -67,8 +71,31 @@ def load_stored(stored: StoredModel, ref: str | None, config: Config, settings: 
 
         return load(ref, dtype=settings.dtype, weights=settings.weights,
                     context_length=settings.context_length, num_threads=settings.num_threads,
-                    cache_dtype=settings.cache_dtype, config=config,
+                    cache_dtype=settings.cache_dtype, adapter=settings.adapter, config=config,
                     on_load=line.update)
+
+
+def find_adapter_folder(text: str, config: Config) -> Path:
+    """Return the folder that `--adapter` names: a path, or the output of a run.
+
+    Raises: ModelNotFound, UsageError.
+    """
+    from openhearth import runs
+
+    if os.sep in text or Path(text).is_dir():
+        return Path(text)
+    run = runs.find_run(config.home, text)
+    if not run.is_finished:
+        raise UsageError(f"the run `{text}` is not finished", hint="hearth tune ... --resume")
+    return run.output
+
+
+def note_other_base(model: LocalModel) -> None:
+    """Say on stderr that an adapter was trained on other weights than those it now adapts."""
+    trained_on = model.adapter.base_weights_sha256 if model.adapter else ""
+    if trained_on and trained_on != model.stored.weights_sha256:
+        print_note(f"the adapter was trained on other weights ({trained_on[:16]}) than "
+                   f"`{model.stored.name}` ({model.stored.weights_sha256[:16]})")
 
 
 def predict_memory(stored: StoredModel, settings: LoadSettings, num_tokens: int) -> MemoryPlan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
@@ -39,6 +39,8 @@ def command(
     max_tokens: int = typer.Option(None, "--max-tokens", help=f"Longest answer. Default: {_ANSWER_TOKENS}."),
     logprobs: bool = typer.Option(False, "--logprobs", help="Print each token's log-probability."),
     top_logprobs: int = typer.Option(0, "--top-logprobs", metavar="K", help="And those of K alternatives."),
+    adapter: str = typer.Option(None, "--adapter", metavar="RUN|PATH",
+                                help="Adapter to use: a run of `hearth tune`, or a folder in PEFT's layout."),
     raw: bool = typer.Option(False, "--raw", help="The prompt as it is, without the chat template."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="Numbers to compute in; auto goes by the "
@@ -69,7 +71,7 @@ def command(
              "frequency_penalty": frequency_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
              "max_tokens": max_tokens, "num_logprobs": top_logprobs or None}
     run = _Run(model, {name: value for name, value in given.items() if value is not None},
-               LoadSettings(dtype, weights, context, threads, cache), is_quiet=quiet,
+               LoadSettings(dtype, weights, context, threads, cache), adapter=adapter, is_quiet=quiet,
                is_verbose=verbose or json)
     if prompt is None:
         if raw or json or logprobs or top_logprobs:
@@ -83,29 +85,41 @@ def command(
 class _Run:
     """One call of the verb: what was asked for, then the model it needs."""
 
-    def __init__(self, ref: str | None, sampling: dict[str, Any], settings: LoadSettings, *, is_quiet: bool,
-                 is_verbose: bool) -> None:
+    def __init__(self, ref: str | None, sampling: dict[str, Any], settings: LoadSettings, *,
+                 adapter: str | None = None, is_quiet: bool, is_verbose: bool) -> None:
         self.ref = ref
         self.sampling = sampling
         self.settings = settings
+        self.adapter = adapter
         self.is_quiet = is_quiet
         self.is_verbose = is_verbose
         self.plan: MemoryPlan | None = None
 
     def load(self, num_tokens: int, *, is_printing: bool) -> LocalModel:
         """Load the model; the sampling settings are checked before anything is fetched."""
-        from openhearth.cli.loading import fetch_model, load_stored, predict_memory, print_prediction
+        from openhearth.cli.loading import (
+            fetch_model,
+            find_adapter_folder,
+            load_stored,
+            note_other_base,
+            predict_memory,
+            print_prediction,
+        )
         from openhearth.cli.sampling import check_sampling
         from openhearth.config import Config
 
         config = Config.from_env()
+        if self.adapter is not None:
+            self.settings = replace(self.settings, adapter=find_adapter_folder(self.adapter, config))
         stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
         if self.is_verbose:
             self.plan = predict_memory(stored, self.settings, num_tokens)
             if is_printing:
                 print_prediction(stored, self.plan)
         check_sampling(self.sampling)
-        return load_stored(stored, self.ref, config, self.settings)
+        model = load_stored(stored, self.ref, config, self.settings)
+        note_other_base(model)
+        return model
 
     def chat(self, system: str | None) -> None:
         if not sys.stdout.isatty():

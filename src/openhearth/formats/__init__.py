@@ -7,6 +7,7 @@ from openhearth.formats.mapping import map_tensor
 from openhearth.formats.records import Checkpoint, TensorEntry, WeightFile
 from openhearth.formats.safetensors import read_safetensors
 from openhearth.formats.unsafe import refuse_code_keys
+from openhearth.formats.writing import write_safetensors
 
 __all__ = ["Checkpoint", "TensorEntry", "WeightFile", "map_tensor", "open_checkpoint", "read_gguf",
-           "read_json", "read_safetensors", "refuse_code_keys"]
+           "read_json", "read_safetensors", "refuse_code_keys", "write_safetensors"]

@@ -16,8 +16,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from openhearth.durable import locked, write_durably
 from openhearth.errors import BadFile
-from openhearth.hub.locks import locked, write_durably
 from openhearth.hub.records import OnProgress, Progress
 
 MAX_REMEMBERED = 4096

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openhearth.durable import disk_errors, is_temporary, locked, write_durably
 from openhearth.errors import HearthError
-from openhearth.hub.locks import disk_errors, is_temporary, locked, write_durably
 from openhearth.hub.manifest import DIGEST, MAX_MANIFEST_BYTES, file_stem
 from openhearth.hub.records import RemoteFile
 from openhearth.hub.store import Store

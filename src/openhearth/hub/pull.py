@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from openhearth.config import Config
+from openhearth.durable import disk_errors, locked
 from openhearth.errors import (
     BadFile,
     HashMismatch,
@@ -26,7 +27,6 @@ from openhearth.hub import in_place
 from openhearth.hub.catalogue import CatalogueEntry, load_catalogue
 from openhearth.hub.hf_cache import find_snapshot
 from openhearth.hub.leftovers import leftovers, part_bytes, partial_key, pulling
-from openhearth.hub.locks import disk_errors, locked
 from openhearth.hub.manifest import Manifest, StoredFile, file_stem
 from openhearth.hub.records import Listing, OnProgress, Progress, Ref, RemoteFile, StoredModel
 from openhearth.hub.refs import format_ref, parse_ref, unknown_name

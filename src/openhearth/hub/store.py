@@ -21,9 +21,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from openhearth.durable import disk_errors, locked, sync_folder, write_durably
 from openhearth.errors import BadFile, HearthError, ModelNotFound, UsageError
 from openhearth.hub.hashes import hash_file
-from openhearth.hub.locks import disk_errors, locked, sync_folder, write_durably
 from openhearth.hub.manifest import (
     DIGEST,
     MAX_MANIFEST_BYTES,

@@ -21,6 +21,7 @@ from openhearth.kernels.linear import native
 from openhearth.kernels.linear.packed import PackedWeight, Rows
 from openhearth.kernels.linear.reference import linear
 from openhearth.kernels.lora import AdapterRows
+from openhearth.kernels.lora_trained import TrainedPair, adapted
 from openhearth.kernels.traced import Traced
 
 if TYPE_CHECKING:
@@ -43,10 +44,24 @@ class Linear(nn.Linear):
     def forward(self, x_TI: Tensor, adapters: AdapterRows | None = None,
                 out_dtype: torch.dtype | None = None) -> Tensor:
         """Return x @ weight.T + bias in out_dtype (None: that of x), with what the rows' adapters add."""
+        if (pair := self._learning_pair(x_TI, adapters)) is not None:
+            return adapted(x_TI, self.packed, pair, out_dtype)
         out_TO = project(x_TI, self.weight, self.bias, self.packed, out_dtype)
         if adapters is None or not any(self.lora):
             return out_TO
         return _add_adapters(out_TO, x_TI, self.lora, adapters)
+
+    def _learning_pair(self, x_TI: Tensor, adapters: AdapterRows | None) -> TrainedPair | None:
+        """Return the pair that all rows take, where it learns beside a frozen weight; else None."""
+        if adapters is None or isinstance(x_TI, Traced) or self.packed is None or self.weight is not None:
+            return None
+        if len(adapters.ranges) != 1 or adapters.ranges[0][:2] != (0, len(x_TI)):
+            return None
+        slot = adapters.ranges[0][2]
+        pair = self.lora[slot] if slot < len(self.lora) else None
+        if pair is None or pair.a.weight is None or pair.a.packed is None or not torch.is_grad_enabled():
+            return None
+        return TrainedPair(pair.a.weight, pair.a.packed, pair.b.weight, pair.b.packed, pair.scale)
 
     def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
         """Pack rows, None: the weight; drop the row-major one unless it is going to change."""

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from openhearth.errors import UsageError
-from openhearth.kernels.linear.packed import PackedWeight, versions
+from openhearth.kernels.linear.packed import PackedWeight
 from openhearth.kernels.select import NATIVE_ISAS, chosen, native
 
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -53,9 +53,7 @@ def linear_trained(x_TK: Tensor, packed: PackedWeight, weight_NK: Tensor, bias_N
     The pack is renewed when a parameter changed in place since (an optimizer's step; a change through
     `.data` is not seen: call `repack`). Raises: as `linear` and `PackedWeight.repack`.
     """
-    found = versions(weight_NK, bias_N)
-    if found != packed.versions or None in found:
-        packed.repack(weight_NK, bias_N)
+    packed.renew(weight_NK, bias_N)
     return _Linear.apply(x_TK, weight_NK, bias_N, packed, out_dtype, isa)
 
 

@@ -93,15 +93,17 @@ class _TokenLogprobs(torch.autograd.Function):
         # A weight is saved above; kept here as well, it would escape autograd's check for changes.
         ctx.head = None if isinstance(head, Tensor) else head
         ctx.temperature = temperature
-        empty = hidden_TD.new_empty(0, dtype=torch.float32)
-        logprobs, entropies = [empty], [empty]
+        # Made before any chunk: a small block that outlives a chunk would lie where the next could have.
+        logprobs_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.float32)
+        entropies_T = torch.empty_like(logprobs_T) if has_entropies else logprobs_T.new_empty(0)
         ctx.chunk_rows = _FIRST_ROWS
         for rows, _, logits_CV in _chunks(head, hidden_TD, _FIRST_ROWS):
             ctx.chunk_rows = _chunk_rows(logits_CV)
             logprobs_C, entropies_C = _row_logprobs(logits_CV, targets_T[rows], temperature, has_entropies)
-            logprobs.append(logprobs_C)
-            entropies.append(entropies_C)
-        logprobs_T, entropies_T = torch.cat(logprobs), torch.cat(entropies)
+            logprobs_T[rows] = logprobs_C
+            if has_entropies:
+                entropies_T[rows] = entropies_C
+            del logits_CV
         ctx.mark_non_differentiable(entropies_T)
         return logprobs_T, entropies_T
 
@@ -142,8 +144,8 @@ def _chunks(head: Head, hidden_TD: Tensor, size: int,
         with torch.set_grad_enabled(needs_grad is not None):
             hidden_CD = hidden_TD[rows].detach().requires_grad_(bool(needs_grad))
             logits_CV = _logits(head, hidden_CD)
-        yield rows, hidden_CD, logits_CV
         start, size = rows.stop, _chunk_rows(logits_CV)
+        yield rows, hidden_CD, logits_CV
         del logits_CV, hidden_CD
 
 

@@ -1,4 +1,4 @@
-"""Locks between processes and durable writes: the two things the store's safety rests on.
+"""Locks between processes and durable writes: what the safety of the store and of runs rests on.
 
 `flock` is released by the kernel when its holder dies, however it dies.
 

@@ -1,0 +1,141 @@
+"""`hearth tune`: adapt a model to data, from flags or a recipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from openhearth.errors import UsageError
+
+if TYPE_CHECKING:
+    from openhearth.runs import RunFolder
+    from openhearth.tune import Job
+
+
+def command(
+    what: str = typer.Argument(metavar="METHOD|RECIPE", help="sft, or a recipe: a TOML file."),
+    model: str = typer.Argument(None, metavar="[MODEL]", show_default=False, help="As for `hearth run`."),
+    data: list[str] = typer.Option(None, "--data", help="JSONL, CSV or Parquet; may be repeated."),
+    out: str = typer.Option(None, "--out", metavar="NAME", help="Name of the run."),
+    eval_data: list[str] = typer.Option(None, "--eval-data", help="Its loss is measured before and after."),
+    weights: Literal["lora", "full"] = typer.Option(None, "--weights", help="What learns. Default: lora."),
+    lora_rank: int = typer.Option(None, "--lora-rank", help="Inner size of the adapter."),
+    lora_alpha: float = typer.Option(None, "--lora-alpha", help="Scale is alpha / rank."),
+    rslora: bool = typer.Option(None, "--rslora", help="Scale is alpha / sqrt(rank)."),
+    learning_rate: float = typer.Option(None, "--learning-rate", help="At its peak."),
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = typer.Option(None, "--schedule"),
+    epochs: float = typer.Option(None, "--epochs", help="Passes over the data. Default: 1."),
+    steps: int = typer.Option(None, "--steps", help="Instead of epochs."),
+    batch_size: int = typer.Option(None, "--batch-size", help="Samples per step. Default: 8."),
+    max_tokens: int = typer.Option(None, "--max-tokens", help="Longest sample; longer ones are left out."),
+    pack_tokens: int = typer.Option(None, "--pack-tokens", help="Tokens of one forward."),
+    chat: bool = typer.Option(None, "--chat/--no-chat", help="Prompt and completion as a chat, or plain."),
+    recompute: bool = typer.Option(None, "--recompute/--no-recompute", help="Less memory, more time."),
+    dtype: Literal["auto", "float32", "bfloat16"] = typer.Option(None, "--dtype", help="Numbers to use."),
+    seed: int = typer.Option(None, "--seed", help="Of the order of the samples and of fresh weights."),
+    checkpoint_every: int = typer.Option(None, "--checkpoint-every", metavar="STEPS", help="Default: 50."),
+    threads: int = typer.Option(None, "--threads", help="CPU threads. Default: every usable core."),
+    resume: bool = typer.Option(False, "--resume", help="Go on with a run that was interrupted."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Say what would happen, show samples, and leave."),
+    json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
+) -> None:
+    """Adapt a model to data: `hearth tune sft smollm2 --data train.jsonl --out polite`."""
+    given = {"model": model, "data": data or None, "out": out, "eval_data": eval_data or None,
+             "weights": weights, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
+             "is_rank_stabilised": rslora, "learning_rate": learning_rate, "schedule": schedule,
+             "epochs": epochs, "steps": steps, "batch_size": batch_size, "max_tokens": max_tokens,
+             "pack_tokens": pack_tokens, "chat": chat, "recompute": recompute, "dtype": dtype, "seed": seed,
+             "checkpoint_every": checkpoint_every, "threads": threads}
+    given = {name: value for name, value in given.items() if value is not None}
+    _tune(what, given, is_resumed=resume, is_dry_run=dry_run, is_json=json)
+
+
+def _tune(what: str, given: dict[str, Any], *, is_resumed: bool, is_dry_run: bool, is_json: bool) -> None:
+    from openhearth import runs, tune
+    from openhearth.cli.loading import fetch_model
+    from openhearth.cli.output import print_note
+    from openhearth.config import Config
+
+    config = Config.from_env()
+    if what.endswith(".toml"):
+        recipe = tune.read_recipe(Path(what))
+        what, given = recipe.pop("method"), {**recipe, **given}
+    settings = tune.build_settings(what, given)
+    run = runs.RunFolder(config.home, settings.out)
+    fetch_model(settings.model, config, before_fetch=lambda: None)
+    if is_dry_run:
+        _show_plan(tune.prepare(settings, config), is_json=is_json)
+        return
+    if run.exists and not is_resumed:
+        raise UsageError(f"there is a run `{settings.out}` already",
+                         hint="--resume goes on with it; another --out NAME starts anew")
+    with run.working():
+        if run.is_finished:
+            print_note(f"the run `{settings.out}` is finished")
+            _print_end(run, run.receipt(), is_json=is_json)
+            return
+        job = tune.prepare(settings, config, resumed=run.config() if run.exists else None)
+        _train(job, run, is_json=is_json)
+
+
+def _train(job: Job, run: RunFolder, *, is_json: bool) -> None:
+    from openhearth import hardware, tune
+    from openhearth.cli.interrupt import raise_on_interrupt
+    from openhearth.cli.tune_report import ProgressLine, print_plan
+    from openhearth.cli.versions import read_versions
+    from openhearth.kernels.select import set_num_threads
+
+    print_plan(job, sys.stderr)
+    set_num_threads(job.plan.settings.threads or hardware.usable_cores())
+    progress = ProgressLine(job.plan.num_steps)
+    with raise_on_interrupt(), progress:
+        receipt = tune.run_job(job, run, versions=read_versions(), matmul_flops_per_s=_matmul_rate(job),
+                               on_step=progress.show)
+    _print_end(run, receipt, is_json=is_json)
+
+
+def _matmul_rate(job: Job) -> float:
+    import torch
+
+    from openhearth import bench
+
+    return bench.measure_matmul(getattr(torch, job.plan.settings.dtype)).median
+
+
+def _show_plan(job: Job, *, is_json: bool) -> None:
+    from openhearth.cli.output import print_json, use_colour
+    from openhearth.cli.tune_report import plan_record, print_plan, print_samples
+
+    if is_json:
+        print_json(plan_record(job))
+        return
+    print_plan(job, sys.stdout)
+    print_samples(job, has_colour=use_colour(sys.stdout))
+
+
+def _print_end(run: RunFolder, receipt: dict[str, Any], *, is_json: bool) -> None:
+    from openhearth.cli.output import print_fields, print_json
+    from openhearth.units import format_bytes, format_seconds
+
+    if is_json:
+        print_json({"run": run.name, "path": str(run.path), "output": str(run.output), "receipt": receipt})
+        return
+    result, measured = receipt["result"], receipt["measured"]
+    held_out = result.get("held_out_loss")
+    is_adapter = "adapter_model.safetensors" in receipt["outputs"]
+    model = receipt["settings"]["model"]
+    print_fields({
+        "run": run.name,
+        "loss": f"{result['first_loss']:.4f} -> {result['last_loss']:.4f}",
+        "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
+        "time": format_seconds(measured["seconds"]),
+        "peak memory": f"{format_bytes(measured['peak_memory_bytes'])}, predicted "
+                       f"{format_bytes(receipt['predicted']['memory_bytes'])}",
+        "output": str(run.output),
+        "page": str(run.path / "index.html"),
+        "try it": f"hearth run {model} --adapter {run.name} \"...\"" if is_adapter
+                  else f"hearth run {run.output} \"...\"",
+    })

@@ -1,0 +1,67 @@
+"""A run as one HTML page: curves as SVG in the page itself, nothing fetched from anywhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_WIDTH, _HEIGHT, _MARGIN = 640, 180, 44
+_MAX_POINTS = 600
+_STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
+          "svg{width:100%;height:auto}path{fill:none;stroke:#b5521b;stroke-width:1.5}"
+          "text{font:11px system-ui,sans-serif;fill:#666}line{stroke:#ccc}"
+          "td,th{text-align:left;vertical-align:top;padding:.1rem 1rem .1rem 0;font-size:13px}"
+          "pre{white-space:pre-wrap;font-size:12px;background:#f6f3ef;padding:1rem}")
+
+
+def render_page(name: str, config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]],
+                receipt: Mapping[str, Any] | None) -> str:
+    """Return the page of one run.
+
+    metrics: records with `step` and numbers; each number's name gets a curve over the steps.
+    """
+    curves = [name for row in metrics[:1] for name, value in row.items()
+              if name != "step" and isinstance(value, int | float)]
+    parts = [f"<h1>{html.escape(name)}</h1>",
+             f"<p>{len(metrics)} steps, {'finished' if receipt else 'not finished'}</p>"]
+    parts += [_curve(curve, [(row["step"], row[curve]) for row in metrics if _is_number(row.get(curve))])
+              for curve in curves]
+    for title, record in (("configuration", config), ("receipt", receipt)):
+        if record:
+            text = json.dumps(record, indent=1, ensure_ascii=False)
+            parts.append(f"<h2>{title}</h2><pre>{html.escape(text)}</pre>")
+    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title>"
+            f"<style>{_STYLE}</style>{''.join(parts)}</html>\n")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _curve(title: str, points: Sequence[tuple[float, float]]) -> str:
+    if not points:
+        return ""
+    stride = -(-len(points) // _MAX_POINTS)
+    shown = [*points[:-1:stride], points[-1]]
+    (first, last), low, high = (shown[0][0], shown[-1][0]), *_range([value for _, value in shown])
+    def x_of(step: float) -> float:
+        return _MARGIN + (_WIDTH - _MARGIN) * (step - first) / max(last - first, 1)
+    def y_of(value: float) -> float:
+        return 8 + (_HEIGHT - 30) * (high - value) / (high - low)
+    line = "M" + "L".join(f"{x_of(step):.1f},{y_of(value):.1f}" for step, value in shown)
+    marks = "".join(f'<text x="0" y="{y_of(value) + 4:.0f}">{value:.4g}</text>'
+                    f'<line x1="{_MARGIN}" x2="{_WIDTH}" y1="{y_of(value):.0f}" y2="{y_of(value):.0f}"/>'
+                    for value in (low, high))
+    steps = (f'<text x="{_MARGIN}" y="{_HEIGHT - 4}">{first:g}</text>'
+             f'<text x="{_WIDTH}" y="{_HEIGHT - 4}" text-anchor="end">{last:g}</text>')
+    return (f'<h2>{html.escape(title)}</h2><svg viewBox="0 0 {_WIDTH} {_HEIGHT}">{marks}{steps}'
+            f'<path d="{line}"/></svg>')
+
+
+def _range(values: Sequence[float]) -> tuple[float, float]:
+    low, high = min(values), max(values)
+    room = 0.5 + abs(low)
+    return (low, high) if high > low else (low - room, high + room)

@@ -1,0 +1,41 @@
+"""A Hugging Face `config.json` from a ModelSpec: the way back of `from_config.py`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openhearth.errors import Unsupported
+from openhearth.spec.records import ModelSpec
+
+_ROPE_FIELDS = {
+    "default": (), "linear": ("factor",), "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate"),
+}
+_ORIGINAL = ("llama3", "yarn")
+
+
+def config_of(spec: ModelSpec, *, dtype: str) -> dict[str, Any]:
+    """Return what `config.json` says of a model whose weights are stored in dtype.
+
+    Raises: Unsupported for rotary settings that only GGUF can store (a divisor per frequency).
+    """
+    rope = spec.rope
+    if rope.type not in _ROPE_FIELDS:
+        raise Unsupported("this model's rotary settings have no place in a `config.json`",
+                          why="its GGUF file stores a divisor per frequency instead of a rule",
+                          hint="tune it with --weights lora, or start from the safetensors version")
+    parameters = {"rope_type": rope.type, "rope_theta": rope.theta}
+    parameters |= {name: value for name in _ROPE_FIELDS[rope.type]
+                   if (value := getattr(rope, name)) is not None}
+    if rope.type in _ORIGINAL:
+        parameters["original_max_position_embeddings"] = rope.original_max_position
+    max_position = rope.original_max_position if rope.type == "dynamic" else spec.max_position
+    return {"architectures": ["LlamaForCausalLM"], "model_type": spec.model_type,
+            "vocab_size": spec.vocab_size, "hidden_size": spec.hidden_size,
+            "intermediate_size": spec.intermediate_size, "num_hidden_layers": spec.num_layers,
+            "num_attention_heads": spec.num_heads, "num_key_value_heads": spec.num_kv_heads,
+            "head_dim": spec.head_dim, "max_position_embeddings": max_position,
+            "rms_norm_eps": spec.rms_norm_eps, "rope_parameters": parameters, "hidden_act": "silu",
+            "attention_bias": spec.has_attention_bias, "mlp_bias": spec.has_mlp_bias,
+            "tie_word_embeddings": spec.is_tied, "dtype": dtype}

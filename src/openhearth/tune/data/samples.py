@@ -1,0 +1,60 @@
+"""All samples of a run's data files, with what was left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from openhearth.errors import UsageError
+from openhearth.runs import hash_file
+from openhearth.tune.data.reading import Row, read_rows
+from openhearth.tune.data.records import Refusal, Sample
+from openhearth.tune.data.rendering import Renderer
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples in the order of the files. files: path -> sha256."""
+
+    samples: tuple[Sample, ...]
+    refusals: tuple[Refusal, ...]
+    files: dict[str, str]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(sample.token_ids) for sample in self.samples)
+
+    @property
+    def num_trained(self) -> int:
+        return sum(sample.num_trained for sample in self.samples)
+
+    def describe_refusals(self) -> str:
+        """Return what was left out, the first ones by name; "" when nothing was."""
+        if not self.refusals:
+            return ""
+        lines = [f"{item.file}:{item.line}: {item.reason}" for item in self.refusals[:_SHOWN]]
+        if len(self.refusals) > _SHOWN:
+            files = Counter(item.file for item in self.refusals[_SHOWN:])
+            lines += [f"and {count} more of {file}" for file, count in files.items()]
+        num_rows = len(self.refusals) + len(self.samples)
+        return "\n".join([f"{len(self.refusals)} of {num_rows} rows are left out", *lines])
+
+
+def load_samples(paths: Sequence[Path], renderer: Renderer) -> SampleSet:
+    """Read and render every row. Raises: UsageError when none is left, and as `read_rows`."""
+    samples: list[Sample] = []
+    refusals: list[Refusal] = []
+    for path in paths:
+        for row in read_rows(path):
+            made = renderer.render(row) if isinstance(row, Row) else row
+            (samples if isinstance(made, Sample) else refusals).append(made)
+    found = SampleSet(tuple(samples), tuple(refusals), {str(path): hash_file(path) for path in paths})
+    if not samples:
+        raise UsageError(f"no row of {', '.join(map(str, paths))} can be trained on",
+                         why=found.describe_refusals() or "the data is empty",
+                         hint='one object per line: {"prompt": "...", "completion": "..."}')
+    return found

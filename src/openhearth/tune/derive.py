@@ -1,0 +1,130 @@
+"""Settings that nobody gave, from the model, the data and the machine; each with its reason.
+
+Does not: change what was given.
+"""
+
+# D model, F feed-forward, L layers
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from openhearth import hardware
+from openhearth.models.adapter_files import lora_scale
+from openhearth.spec import ModelSpec
+from openhearth.tune.memory import MemoryTerms, training_memory
+from openhearth.tune.settings import SftSettings
+
+_RANK = 16
+_LORA_RATE, _FULL_RATE = 2e-4, 2e-5
+_MAX_TOKENS = 2048
+_PACK_TOKENS = (4096, 2048, 1024, 512)
+_MEMORY_SHARE = 0.6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do. settings has no None left but in threads and steps' source, epochs.
+
+    reasons: setting -> why it has its value. Example: ``plan.reasons["lora_rank"]``.
+    """
+
+    settings: SftSettings
+    num_steps: int
+    reasons: dict[str, str]
+    memory: MemoryTerms
+    num_trainable: int
+
+    @property
+    def lora_scale(self) -> float:
+        return lora_scale(self.settings.lora_rank, self.settings.lora_alpha,
+                          is_rank_stabilised=self.settings.is_rank_stabilised)
+
+
+class _Deriver:
+    def __init__(self, settings: SftSettings) -> None:
+        self.settings, self.reasons = settings, {}
+
+    def fill(self, name: str, value: Any, reason: str) -> None:
+        if getattr(self.settings, name) in (None, "auto"):
+            self.settings = replace(self.settings, **{name: value})
+            self.reasons[name] = reason
+
+
+def derive_data_settings(settings: SftSettings, spec: ModelSpec, *, has_template: bool) -> tuple[SftSettings,
+                                                                                           dict[str, str]]:
+    """Return the settings that decide how rows are read, filled in, and the reasons."""
+    deriver = _Deriver(settings)
+    deriver.fill("chat", has_template, "the model has a chat template" if has_template
+                 else "the model has no chat template")
+    longest = min(spec.max_position, _MAX_TOKENS)
+    deriver.fill("max_tokens", longest, f"the model's context is {spec.max_position}")
+    return deriver.settings, deriver.reasons
+
+
+def derive_plan(settings: SftSettings, spec: ModelSpec, lengths: Sequence[int], *,
+                available_bytes: int) -> Plan:
+    """Return the plan of a run. lengths: tokens of each sample. available_bytes: memory it may use."""
+    deriver = _Deriver(settings)
+    is_lora = settings.weights == "lora"
+    is_fast = hardware.has_fast_bfloat16()
+    deriver.fill("dtype", "bfloat16" if is_fast else "float32",
+                 "this CPU multiplies bfloat16 natively" if is_fast else "this CPU has no bfloat16 products")
+    deriver.fill("lora_rank", _RANK, "enough for most tasks on a small model")
+    deriver.fill("lora_alpha", 2.0 * deriver.settings.lora_rank, "twice the rank")
+    deriver.fill("learning_rate", _LORA_RATE if is_lora else _FULL_RATE,
+                 f"usual for {'LoRA' if is_lora else 'all weights'} with AdamW")
+    num_trainable = (spec.num_parameters if not is_lora
+                     else count_lora(spec, deriver.settings.lora_rank, deriver.settings.lora_layers))
+    _fill_memory(deriver, spec, lengths, num_trainable, available_bytes)
+    settings = deriver.settings
+    per_epoch = math.ceil(len(lengths) / settings.batch_size)
+    num_steps = settings.steps or max(1, round(settings.epochs * len(lengths) / settings.batch_size))
+    if settings.steps is None:
+        deriver.reasons["steps"] = (f"{settings.epochs:g} epochs of {len(lengths)} samples, "
+                                    f"{per_epoch} steps each")
+    terms = training_memory(spec, num_trainable, settings.dtype, min(settings.pack_tokens, _batch_tokens(
+        lengths, settings.batch_size)), is_full=not is_lora, is_recomputing=settings.recompute)
+    return Plan(settings, num_steps, deriver.reasons, terms, num_trainable)
+
+
+def count_lora(spec: ModelSpec, rank: int, layers: Sequence[str]) -> int:
+    """Return how many numbers LoRA trains: rank * (inputs + outputs) per layer."""
+    width, heads = spec.hidden_size, spec.num_heads * spec.head_dim
+    cache = spec.num_kv_heads * spec.head_dim
+    sizes = {"q_proj": width + heads, "k_proj": width + cache, "v_proj": width + cache,
+             "o_proj": heads + width, "gate_proj": width + spec.intermediate_size,
+             "up_proj": width + spec.intermediate_size, "down_proj": width + spec.intermediate_size}
+    return spec.num_layers * rank * sum(sizes[layer] for layer in layers)
+
+
+def _batch_tokens(lengths: Sequence[int], batch_size: int) -> int:
+    """Tokens of the largest batch there can be."""
+    return sum(sorted(lengths)[-batch_size:])
+
+
+def _fill_memory(deriver: _Deriver, spec: ModelSpec, lengths: Sequence[int], num_trainable: int,
+                 available_bytes: int) -> None:
+    """Choose the largest pack that fits into a share of the memory; recompute only if none does."""
+    settings = deriver.settings
+    longest, room = max(lengths), available_bytes * _MEMORY_SHARE
+    batch_tokens = _batch_tokens(lengths, settings.batch_size)
+    sizes = [settings.pack_tokens] if settings.pack_tokens else sorted(
+        {max(size, longest) for size in _PACK_TOKENS}, reverse=True)
+    for is_recomputing in ([False, True] if settings.recompute is None else [settings.recompute]):
+        for size in sizes:
+            terms = training_memory(spec, num_trainable, settings.dtype, min(size, batch_tokens),
+                                    is_full=settings.weights == "full", is_recomputing=is_recomputing)
+            if terms.total_bytes <= room:
+                break
+        else:
+            continue
+        break
+    share = f"{_MEMORY_SHARE:.0%} of the {available_bytes / 2**30:.1f} GiB available"
+    deriver.fill("pack_tokens", size, f"the most that fits into {share}" if terms.total_bytes <= room
+                 else f"the longest sample; even that takes more than {share}")
+    deriver.fill("recompute", is_recomputing, "activations do not fit otherwise" if is_recomputing
+                 else "activations fit")

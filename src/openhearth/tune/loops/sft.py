@@ -1,0 +1,61 @@
+"""One step of supervised fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from openhearth.tune.data.order import Order
+from openhearth.tune.data.records import Sample
+from openhearth.tune.losses.sft import sft_loss
+from openhearth.tune.memory import step_flops
+from openhearth.tune.optimizer import Optimizer
+from openhearth.tune.packs import pack_samples, split_batch, trained_logprobs
+from openhearth.tune.training import StepWork
+
+
+class SftLoop:
+    """Supervised fine-tuning over a fixed set of samples.
+
+    adapter_slot: of the adapter that learns, None where all weights do. What a step does depends on its
+    number, the seed and the weights, and on nothing else.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer, samples: Sequence[Sample], *, seed: int,
+                 batch_size: int, pack_tokens: int, adapter_slot: int | None) -> None:
+        self.model, self.optimizer, self.samples = model, optimizer, samples
+        self.order = Order(len(samples), seed=seed)
+        self.batch_size, self.pack_tokens, self.adapter_slot = batch_size, pack_tokens, adapter_slot
+
+    def batch(self, step: int) -> list[Sample]:
+        """Return the samples of a step, counted from 0."""
+        return [self.samples[place] for place in self.order.take(step * self.batch_size, self.batch_size)]
+
+    def backward(self, step: int) -> StepWork:
+        """Add up the gradients of a step in the optimizer."""
+        batch = self.batch(step)
+        num_trained = sum(sample.num_trained for sample in batch)
+        loss = 0.0
+        for samples in split_batch(batch, self.pack_tokens):
+            logprobs_N = trained_logprobs(self.model, pack_samples(samples), self.adapter_slot)
+            share = sft_loss(logprobs_N, num_trained)
+            loss += float(share.detach())
+            share.backward()
+        lengths = [len(sample.token_ids) for sample in batch]
+        return StepWork(loss, sum(lengths), num_trained,
+                        step_flops(self.model.spec, lengths, is_full=self.adapter_slot is None),
+                        tuple(f"{sample.file}:{sample.line}" for sample in batch))
+
+
+def mean_loss(model: nn.Module, samples: Sequence[Sample], pack_tokens: int,
+              adapter_slot: int | None) -> float:
+    """Return the mean negative log-probability of all trained tokens of samples."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for part in split_batch(samples, pack_tokens):
+            logprobs_N = trained_logprobs(model, pack_samples(part), adapter_slot)
+            total -= float(logprobs_N.double().sum())
+            count += len(logprobs_N)
+    return total / count

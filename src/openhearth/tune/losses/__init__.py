@@ -1,0 +1,1 @@
+"""Losses: log-probabilities in, one number out, one file per method."""

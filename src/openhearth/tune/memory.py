@@ -1,0 +1,62 @@
+"""Memory and arithmetic of a training step, predicted before anything is loaded (guarantee G9).
+
+Does not: measure; `hardware.peak_memory_bytes` does, and a run's receipt holds both.
+"""
+
+# T tokens of a pack, D model, F feed-forward, L layers, V vocabulary
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openhearth.kernels.logprob.chunked import CHUNK_BYTES
+from openhearth.spec import ModelSpec
+
+_NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
+_RUNTIME_BYTES = 400 * 2**20
+
+
+@dataclass(frozen=True)
+class MemoryTerms:
+    """Bytes at the peak of a step. Example: ``training_memory(...).total_bytes``."""
+
+    weights_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    workspace_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        return (self.weights_bytes + self.optimizer_bytes + self.activations_bytes + self.workspace_bytes)
+
+
+def training_memory(spec: ModelSpec, num_trainable: int, dtype: str, pack_tokens: int, *, is_full: bool,
+                    is_recomputing: bool) -> MemoryTerms:
+    """Predict the peak of a step.
+
+    weights: one copy, and a packed one where they learn. optimizer: master, gradient and two moments in
+    float32. activations: per token and layer, the inputs that the backward pass needs: two norms' and two
+    sums' in float32, those of the linear layers and of attention in dtype; with recomputation one residual
+    stream and a single layer's.
+    """
+    number = _NUMBER_BYTES[dtype]
+    weights = spec.num_parameters * number * (2 if is_full else 1)
+    heads, cache = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    residual = 4 * 4 * spec.hidden_size
+    low = number * (2 * spec.hidden_size + 2 * heads + 2 * cache + 3 * spec.intermediate_size)
+    adapted = 0 if is_full else 4 * (heads + 2 * cache + 2 * spec.hidden_size + 2 * spec.intermediate_size)
+    layer = residual + low + adapted
+    layers = (spec.num_layers * 8 * spec.hidden_size + layer) if is_recomputing else spec.num_layers * layer
+    masters = 12 if number == 4 else 16
+    return MemoryTerms(weights, num_trainable * masters, pack_tokens * layers,
+                       _RUNTIME_BYTES + 3 * CHUNK_BYTES)
+
+
+def step_flops(spec: ModelSpec, lengths: list[int], *, is_full: bool) -> int:
+    """Return the operations of one step's forward and backward passes over whole sequences.
+
+    Forward once, the activations' gradients once more, and the weights' once where they all learn.
+    A token attends to half of its sequence on average. Source: arXiv 2001.08361, section 2.1.
+    """
+    passes = 3 if is_full else 2
+    return passes * sum(length * spec.flops_per_token(length // 2) for length in lengths)
