@@ -34,7 +34,8 @@ def build(sanitizers, *targets):
         fcntl.flock(lock, fcntl.LOCK_EX)
         run([tool("cmake"), "-S", str(CHECK), "-B", str(folder), f"-DSANITIZERS={flags}"])
         run([tool("cmake"), "--build", str(folder), "--parallel", "2",
-             *(word for target in targets for word in ("--target", target))], hint=RUNTIME_HINT if flags else "")
+             *(word for target in targets for word in ("--target", target))],
+            hint=RUNTIME_HINT if flags else "")
     return folder
 
 

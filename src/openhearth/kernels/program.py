@@ -174,12 +174,13 @@ class Recorder:
         """Record `kernels.glu.glu`."""
         assert (gate.width, gate.dtype) == (up.width, up.dtype)
         out = self._buffer(gate.width, gate.dtype)
-        has_joined = self._native.add_glu(gate.buffer, up.buffer, out.buffer, gate.width, _is_bf16(gate.dtype),
-                                          activation == "gelu_tanh")
+        has_joined = self._native.add_glu(gate.buffer, up.buffer, out.buffer, gate.width,
+                                          _is_bf16(gate.dtype), activation == "gelu_tanh")
         if has_joined:  # the products' rows stay in the cache, only the gated ones are written
             products = self._notes.pop().step
             per_row = products.bytes_per_row - gate.width * gate.dtype.itemsize
-            self._notes.append(_Note(replace(products, name=f"{products.name}, gated", bytes_per_row=per_row)))
+            name = f"{products.name}, gated"
+            self._notes.append(_Note(replace(products, name=name, bytes_per_row=per_row)))
         else:
             self._note("gated unit", per_row=3 * gate.width * gate.dtype.itemsize)
         return out
