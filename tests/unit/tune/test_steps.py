@@ -111,10 +111,11 @@ def test_what_was_given_stays_and_what_was_not_is_derived_with_a_reason(spec):
 def test_little_memory_gives_small_packs_then_recomputation(spec):
     given = SftSettings("m", ("a",), "o", chat=True, max_tokens=512, batch_size=64, dtype="float32")
     lengths = [500] * 64
-    plenty, little, least = (derive_plan(given, spec, lengths, available_bytes=num_bytes)
-                             for num_bytes in (2**34, 880 * 2**20, 2**20))
-    assert (plenty.settings.pack_tokens, plenty.settings.recompute) == (4096, False)
-    assert little.settings.pack_tokens < 4096
+    plenty = derive_plan(given, spec, lengths, available_bytes=2**34)
+    little = derive_plan(given, spec, lengths, available_bytes=int(plenty.memory.total_bytes / 0.6) - 2**16)
+    least = derive_plan(given, spec, lengths, available_bytes=2**20)
+    assert (plenty.settings.pack_tokens, plenty.settings.recompute) == (1024, False)
+    assert (little.settings.pack_tokens, little.settings.recompute) == (512, False)
     assert little.memory.total_bytes < plenty.memory.total_bytes
     assert least.settings.recompute and "even that takes more" in least.reasons["pack_tokens"]
 
