@@ -45,10 +45,12 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
+        """Whether the run was begun."""
         return (self.path / "config.json").exists()
 
     @property
     def is_finished(self) -> bool:
+        """Whether its receipt is there, which is written last."""
         return (self.path / "receipt.json").exists()
 
     @contextlib.contextmanager
@@ -69,9 +71,11 @@ class RunFolder:
         return self.read("receipt.json") if self.is_finished else None
 
     def write_config(self, record: dict[str, Any]) -> None:
+        """Write the resolved settings."""
         self.write("config.json", record)
 
     def write_receipt(self, record: dict[str, Any]) -> None:
+        """Write the receipt; the run is finished then."""
         self.write("receipt.json", record)
 
     def write(self, file: str, record: Any) -> None:

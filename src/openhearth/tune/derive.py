@@ -41,6 +41,7 @@ class Plan:
 
     @property
     def lora_scale(self) -> float:
+        """What the product of B and A is multiplied by."""
         return lora_scale(self.settings.lora_rank, self.settings.lora_alpha,
                           is_rank_stabilised=self.settings.is_rank_stabilised)
 

@@ -27,6 +27,7 @@ class MemoryTerms:
 
     @property
     def total_bytes(self) -> int:
+        """All terms together."""
         return (self.weights_bytes + self.optimizer_bytes + self.activations_bytes + self.workspace_bytes)
 
 

@@ -66,6 +66,7 @@ class Optimizer:
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def drop_gradients(self) -> None:
+        """Set the added-up gradients to zero."""
         torch._foreach_zero_(list(self._grads.values()))
 
     @torch.no_grad()

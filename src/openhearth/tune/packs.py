@@ -32,6 +32,7 @@ class Pack:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of the pack."""
         return len(self.token_ids_T)
 
 

@@ -58,11 +58,13 @@ class StepMetrics:
 
 
 class Loop(Protocol):
-    """A method's own part. backward: leave the gradients of a step, counted from 0, in the optimizer."""
+    """A method's own part."""
 
     optimizer: Optimizer
 
-    def backward(self, step: int) -> StepWork: ...
+    def backward(self, step: int) -> StepWork:
+        """Leave the gradients of a step, counted from 0, in the optimizer; return what it took."""
+        ...
 
 
 def train(run: RunFolder, loop: Loop, schedule: Schedule, *, vocab_size: int, checkpoint_every: int,

@@ -20,6 +20,7 @@ class Sample:
 
     @property
     def num_trained(self) -> int:
+        """Tokens that the loss is on."""
         return sum(self.is_trained)
 
 

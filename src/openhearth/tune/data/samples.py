@@ -26,10 +26,12 @@ class SampleSet:
 
     @property
     def num_tokens(self) -> int:
+        """Tokens of all samples."""
         return sum(len(sample.token_ids) for sample in self.samples)
 
     @property
     def num_trained(self) -> int:
+        """Tokens of all samples that the loss is on."""
         return sum(sample.num_trained for sample in self.samples)
 
     def describe_refusals(self) -> str:
