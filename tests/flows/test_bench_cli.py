@@ -40,6 +40,10 @@ def test_record_has_every_row_with_its_setting_and_yardstick(run, long_folder):
         assert 0 < row["low"] <= row["tokens_per_s"] <= row["high"], name
         assert row["num_rounds"] == record["settings"]["rounds"] == 1
         assert 0 < row["share_of_limit"] < 2, name
+        assert 0 < row["percent_of_bandwidth"] < 200 and 0 < row["percent_of_matmul"] < 200, name
+        reached = max(row["percent_of_bandwidth"], row["percent_of_matmul"])
+        if name.startswith("decode"):
+            assert 100 * row["share_of_limit"] == pytest.approx(reached, rel=0.01)
     assert record["rows"]["batch_64"]["sequences"] == 64
     assert record["machine"]["cpu"] == hardware.read_cpu().model
     assert record["machine"]["bandwidth_bytes_per_s"]["median"] > 1e8
@@ -53,7 +57,7 @@ def test_rows_that_the_context_cannot_hold_are_named_and_the_table_is_on_stdout(
     done = run("bench", tiny_folder, "--quick", "--dtype", "bfloat16", "--threads", "1")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert lines[0].split() == ["row", "tokens/s", "spread", "of", "the", "limit"]
+    assert lines[0].split() == ["row", "tokens/s", "spread", "of", "limit", "bandwidth", "matmul"]
     assert [line.split()[0] for line in lines[1:5]] == ["decode_bf16", "batch_8", "batch_32", "batch_64"]
     assert lines[1].endswith("%")
     assert "prefill_512 was left out: needs a context of 513 tokens, the model has 512" in done.err

@@ -51,11 +51,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """One measured row. share: of the measured limit, 1.0 = at the limit."""
+    """One measured row. share: of the measured limit, 1.0 = at the limit.
+
+    bandwidth_share, matmul_share: of the measured bandwidth and matrix rate, each by itself.
+    """
 
     case: Case
     tokens_per_s: Rate
     share: float
+    bandwidth_share: float
+    matmul_share: float
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,11 @@ def measure_rows(model: LocalModel, cases: list[Case], yardsticks: Yardsticks, *
             rates.append(rate)
             loads.append(load)
         measured = summarise(rates, loads)
-        limit = limit_rate(spec, case, yardsticks, weight_bytes,
-                           _NUMBER_BYTES[model.cache_dtype])
-        yield Row(case, measured, measured.median / limit)
+        kv_number_bytes = _NUMBER_BYTES[model.cache_dtype]
+        limit = limit_rate(spec, case, yardsticks, weight_bytes, kv_number_bytes)
+        num_bytes, flops = token_work(spec, case, weight_bytes, kv_number_bytes)
+        yield Row(case, measured, measured.median / limit, measured.median * num_bytes / yardsticks.bandwidth,
+                  measured.median * flops / yardsticks.matmul)
 
 
 def open_engine(model: LocalModel, case: Case) -> Engine:
@@ -187,6 +194,24 @@ def prefill_flops(spec: ModelSpec, num_tokens: int) -> int:
     """Return the operations of a prompt: every position's layers, the output head for the last alone."""
     head = 2 * spec.vocab_size * spec.hidden_size
     return sum(spec.flops_per_token(position + 1) - head for position in range(num_tokens)) + head
+
+
+def token_work(spec: ModelSpec, case: Case, weight_bytes: int, kv_number_bytes: float) -> tuple[float, float]:
+    """Return the bytes read and the operations per token that a case counts; a prompt reads weights once.
+
+    weight_bytes, kv_number_bytes: as for `limit_rate`.
+    """
+    count, context = case.num_sequences, case.prompt_tokens + case.new_tokens // 2
+    step_bytes = weight_bytes + count * context * spec.kv_bytes_per_token(kv_number_bytes)
+    step_flops = count * spec.flops_per_token(context)
+    if case.kind == "decode":
+        return step_bytes, step_flops
+    prompt_bytes = weight_bytes + count * case.prompt_tokens * spec.kv_bytes_per_token(kv_number_bytes)
+    prompt_flops = count * prefill_flops(spec, case.prompt_tokens)
+    if case.kind == "prefill":
+        return prompt_bytes / case.prompt_tokens, prompt_flops / case.prompt_tokens
+    steps, tokens = case.new_tokens - 1, count * case.new_tokens
+    return (prompt_bytes + steps * step_bytes) / tokens, (prompt_flops + steps * step_flops) / tokens
 
 
 def limit_rate(spec: ModelSpec, case: Case, yardsticks: Yardsticks, weight_bytes: int,

@@ -101,7 +101,9 @@ def _row_record(row: Row) -> dict[str, Any]:
     rate = _rate_record(row.tokens_per_s)
     record = {"tokens_per_s": rate.pop("median"), **rate, "sequences": row.case.num_sequences,
               "prompt_tokens": row.case.prompt_tokens, "new_tokens": row.case.new_tokens}
-    return record | {"share_of_limit": round(row.share, 4)}
+    return record | {"share_of_limit": round(row.share, 4),
+                     "percent_of_bandwidth": round(100 * row.bandwidth_share, 2),
+                     "percent_of_matmul": round(100 * row.matmul_share, 2)}
 
 
 def _profile_record(step: StepProfile) -> dict[str, Any]:
@@ -128,9 +130,12 @@ def _print_profile(step: dict[str, Any]) -> None:
 
 
 def _print_report(record: dict[str, Any]) -> None:
-    rows = [[name, f"{row['tokens_per_s']:.1f}", f"{row['low']:.1f} - {row['high']:.1f}",
-             f"{100 * row['share_of_limit']:.0f}%"] for name, row in record["rows"].items()]
-    print_table(["row", "tokens/s", "spread", "of the limit"], rows)
+    rows = []
+    for name, row in record["rows"].items():
+        percents = (100 * row["share_of_limit"], row["percent_of_bandwidth"], row["percent_of_matmul"])
+        rows.append([name, f"{row['tokens_per_s']:.1f}", f"{row['low']:.1f} - {row['high']:.1f}",
+                     *(f"{percent:.0f}%" for percent in percents)])
+    print_table(["row", "tokens/s", "spread", "of limit", "bandwidth", "matmul"], rows)
     print()
     machine, settings, versions = record["machine"], record["settings"], record["versions"]
     print_fields({
