@@ -62,7 +62,7 @@ def command(
                 if value is not None}
     tasks = _find_tasks(task or [])
     run = _Run(tasks, _settings(num, samples, split, seed, max_tokens, sampling), Config.from_env(),
-               LoadSettings(dtype, context, threads), out, is_resumed=resume)
+               LoadSettings(dtype=dtype, context_length=context, num_threads=threads), out, is_resumed=resume)
     if dry_run:
         record = run.plan(model)
         print_json(record) if json else print_plan(record)

@@ -158,6 +158,12 @@ class PackedWeight:
         self._set_bias(bias_N)
         self.versions = versions(weight_NK, bias_N)
 
+    def renew(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        """Repack when a parameter changed in place since; as `linear_trained` says. Raises: as `repack`."""
+        found = versions(weight_NK, bias_N)
+        if found != self.versions or None in found:
+            self.repack(weight_NK, bias_N)
+
     def unpack(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the weight [N, K] as numbers of type dtype, None: that of the activations.
 
