@@ -26,6 +26,8 @@ from openhearth.local import LocalModel
 REST = "drawing, scheduling"
 _WORKS = (("decode", 1, 150), ("prefill_512", 1, 512), ("decode_64", 64, 128))
 _NUM_STEPS = 15
+_NEW_TOKENS = 3 * _NUM_STEPS
+"""More than the measured steps: sequences that were admitted first must not end before the last step."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,13 @@ def profile_steps(model: LocalModel, yardsticks: Yardsticks) -> Iterator[StepPro
     """
     number_bytes = 2 if model.dtype == "bfloat16" else 4
     page = EngineSettings().page_size
-    tokens = max(count * (context + _NUM_STEPS + 2 * page) for _, count, context in _WORKS)
+    tokens = max(count * (context + _NEW_TOKENS + 2 * page) for _, count, context in _WORKS)
     settings = EngineSettings(cache_bytes=(tokens + 2 * page) * model.spec.kv_bytes_per_token(number_bytes),
                               has_prefix_cache=False)
     head = _TimedHead(model.engine.model)
     engine = Engine(head, weights_version=model.stored.weights_sha256, settings=settings)
     for work, num_sequences, context in _WORKS:
-        if context + _NUM_STEPS < model.spec.max_position:
+        if context + _NEW_TOKENS < model.spec.max_position:
             yield _profile(engine, head, work, num_sequences, context, yardsticks)
 
 
@@ -112,12 +114,13 @@ def _profile(engine: Engine, head: _TimedHead, work: str, num_sequences: int, co
             taken.append(_measure(engine, head))
         rows, pairs = context, context * (context + 1) // 2
     else:
-        _submit(engine, head.spec.vocab_size, numbers, num_sequences, context, _NUM_STEPS + 2)
+        request_ids = _submit(engine, head.spec.vocab_size, numbers, num_sequences, context, _NEW_TOKENS)
         while engine.stats().num_drawn_tokens == 0 or engine.stats().num_waiting:
             engine.step()
         taken = [_measure(engine, head) for _ in range(_NUM_STEPS)]
-        while engine.has_work:
-            engine.step()
+        for request_id in request_ids:
+            engine.cancel(request_id)
+        engine.step()
         rows, pairs = num_sequences, num_sequences * (context + _NUM_STEPS // 2)
     total_s, steps_s, head_s, num_drawn = sorted(taken)[len(taken) // 2]
     keys = num_sequences * context
@@ -126,10 +129,10 @@ def _profile(engine: Engine, head: _TimedHead, work: str, num_sequences: int, co
 
 
 def _submit(engine: Engine, vocab_size: int, numbers: random.Random, count: int, context: int,
-            new_tokens: int) -> None:
-    for _ in range(count):
-        prompt = tuple(numbers.randrange(vocab_size) for _ in range(context))
-        engine.submit(Request(prompt, Sampling(temperature=0.0, max_tokens=new_tokens)))
+            new_tokens: int) -> list[int]:
+    prompts = [tuple(numbers.randrange(vocab_size) for _ in range(context)) for _ in range(count)]
+    sampling = Sampling(temperature=0.0, max_tokens=new_tokens)
+    return [engine.submit(Request(prompt, sampling)) for prompt in prompts]
 
 
 def _measure(engine: Engine, head: _TimedHead) -> tuple[float, list[float], float, int]:
