@@ -358,7 +358,8 @@ std::int64_t attention_scratch_amx(std::int64_t head_dim) {
 
 void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch) {
     const bool is_few = block.num_rows <= kFewRows;
-    const TileSession tiles(is_few ? few_tiles() : whole_tiles());
+    const FlushDenormals flush;
+    const TileScope tiles(is_few ? few_tiles() : whole_tiles());
     const std::int64_t padded = pad(call.head_dim), num_tiles = attention_tiles_amx(block.num_rows);
     Work work{call, block, padded, padded / 32, num_tiles, nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}, nullptr,
               nullptr, call.soft_cap != 0 ? 1.0f : call.scale * kLog2E};

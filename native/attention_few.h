@@ -16,8 +16,8 @@ constexpr int kFewRows = 4;
 constexpr int kFewFloats = kFewRows * 16;   // of one tile of 16 numbers
 
 // Tiles 0, 1: scores of 16 keys. 2, 3: keys or values. 4: a step of Q^T. 5: weights. 6, 7: sums of 16 numbers.
-inline Tiles few_tiles() {
-    Tiles tiles = whole_tiles();
+inline TileConfig few_tiles() {
+    TileConfig tiles = whole_tiles();
     for (const int tile : {0, 1, 4}) tiles.row_bytes[tile] = kFewRows * 4;
     for (const int tile : {5, 6, 7}) tiles.rows[tile] = kFewRows;
     return tiles;

@@ -2,9 +2,9 @@
 // C++ library header, for the reason given in linear_avx2.cpp.
 #include <immintrin.h>
 
+#include "amx.h"
 #include "linear.h"
 #include "linear_store.h"
-#include "tiles.h"
 
 namespace hearth {
 namespace {
@@ -28,7 +28,7 @@ inline void step(const void* x, std::int64_t stride, const char* weight) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     if (is_two) {
-        _tile_loadd(5, static_cast<const char*>(x) + kTileRows * stride, stride);
+        _tile_loadd(5, static_cast<const char*>(x) + kTileLines * stride, stride);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
@@ -37,7 +37,7 @@ inline void step(const void* x, std::int64_t stride, const char* weight) {
 // Finished sums of one panel on their way from the tiles to the output. Writing them out is vector work
 // that the tile unit has no part in, so it happens a few rows at a time between the next panel's steps.
 struct Leaving {
-    alignas(64) float sums[2 * kTileRows][kPanel];
+    alignas(64) float sums[2 * kTileLines][kPanel];
     std::int64_t row, panel;
     int next = 0, num_rows = 0;
 
@@ -57,7 +57,7 @@ inline void accumulate(const LinearCall& call, const Rows& rows, const char* pan
         _tile_zero(2);
         _tile_zero(3);
     }
-    const int rows_per_step = int(2 * kTileRows / (rows.num_whole + 1) + 1);
+    const int rows_per_step = int(2 * kTileLines / (rows.num_whole + 1) + 1);
     const char* x = reinterpret_cast<const char*>(rows.x);
     for (std::int64_t i = 0; i < rows.num_whole; ++i, x += 64, panel += kTileBytes) {
         if (!is_two) {
@@ -67,7 +67,7 @@ inline void accumulate(const LinearCall& call, const Rows& rows, const char* pan
         leaving.write(call, rows_per_step);
     }
     if (rows.has_tail) step<is_two>(rows.tail, 64, panel);
-    leaving.write(call, 2 * kTileRows);
+    leaving.write(call, 2 * kTileLines);
 }
 
 template <bool is_two>
@@ -78,8 +78,8 @@ void compute(const LinearCall& call, const Rows& rows, std::int64_t row, int num
     _tile_stored(0, leaving.sums[0], kLineBytes);
     _tile_stored(1, leaving.sums[0] + 16, kLineBytes);
     if (is_two) {
-        _tile_stored(2, leaving.sums[kTileRows], kLineBytes);
-        _tile_stored(3, leaving.sums[kTileRows] + 16, kLineBytes);
+        _tile_stored(2, leaving.sums[kTileLines], kLineBytes);
+        _tile_stored(3, leaving.sums[kTileLines] + 16, kLineBytes);
     }
     leaving.row = row;
     leaving.panel = panel;
@@ -93,12 +93,12 @@ void linear_amx(const LinearCall& call, const Block& block) {
     TileScope tiles;
     Leaving leaving;
     const std::int64_t num_whole = call.num_inputs / kTileInputs, num_left = call.num_inputs % kTileInputs;
-    for (std::int64_t row = block.row; row < block.row_end; row += 2 * kTileRows) {
+    for (std::int64_t row = block.row; row < block.row_end; row += 2 * kTileLines) {
         const std::int64_t rows_left = block.row_end - row;
-        const int num_rows = int(rows_left < 2 * kTileRows ? rows_left : 2 * kTileRows);
+        const int num_rows = int(rows_left < 2 * kTileLines ? rows_left : 2 * kTileLines);
         tiles.use(num_rows);
         const std::uint16_t* const x = static_cast<const std::uint16_t*>(call.x) + row * call.x_stride;
-        alignas(64) std::uint16_t tail[2 * kTileRows][kTileInputs];
+        alignas(64) std::uint16_t tail[2 * kTileLines][kTileInputs];
         if (num_left != 0) {
             __builtin_memset(tail, 0, sizeof tail);
             for (int r = 0; r < num_rows; ++r) {
@@ -108,14 +108,14 @@ void linear_amx(const LinearCall& call, const Block& block) {
         }
         const Rows rows{x, call.x_stride * 2, tail[0], num_whole, num_left != 0};
         for (std::int64_t panel = block.panel; panel < block.panel_end; ++panel) {
-            if (num_rows > kTileRows) {
+            if (num_rows > kTileLines) {
                 compute<true>(call, rows, row, num_rows, panel, leaving);
             } else {
                 compute<false>(call, rows, row, num_rows, panel, leaving);
             }
         }
     }
-    leaving.write(call, 2 * kTileRows);
+    leaving.write(call, 2 * kTileLines);
 }
 
 }  // namespace hearth

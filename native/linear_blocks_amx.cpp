@@ -4,11 +4,11 @@
 // reason given in linear_avx2.cpp.
 #include <immintrin.h>
 
+#include "amx.h"
 #include "linear.h"
 #include "linear_blocks_avx512.h"
 #include "linear_blocks_one_row.h"
 #include "linear_store.h"
-#include "tiles.h"
 
 namespace hearth {
 namespace {
@@ -24,7 +24,7 @@ struct Slab {
     bool is_first, is_last;  // of the panel's groups
 };
 
-using Sums = float[2 * kTileRows][kPanel];
+using Sums = float[2 * kTileLines][kPanel];
 
 template <bool is_two>
 inline void multiply_group(const char* x, std::int64_t stride, const char* lines, Sums& sums) {
@@ -36,7 +36,7 @@ inline void multiply_group(const char* x, std::int64_t stride, const char* lines
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
     if (is_two) {
-        _tile_loadd(5, x + kTileRows * stride, stride);
+        _tile_loadd(5, x + kTileLines * stride, stride);
         _tile_zero(2);
         _tile_zero(3);
         _tile_dpbf16ps(2, 5, 6);
@@ -45,8 +45,8 @@ inline void multiply_group(const char* x, std::int64_t stride, const char* lines
     _tile_stored(0, sums[0], kLineBytes);
     _tile_stored(1, sums[0] + 16, kLineBytes);
     if (is_two) {
-        _tile_stored(2, sums[kTileRows], kLineBytes);
-        _tile_stored(3, sums[kTileRows] + 16, kLineBytes);
+        _tile_stored(2, sums[kTileLines], kLineBytes);
+        _tile_stored(3, sums[kTileLines] + 16, kLineBytes);
     }
 }
 
@@ -58,7 +58,7 @@ public:
           panel_bytes_(panel_bytes(call.num_inputs, format)) {}
 
     void run(const Block& block) {
-        if (block.row_end - block.row <= 2 * kTileRows) {
+        if (block.row_end - block.row <= 2 * kTileLines) {
             stream(block);
         } else {
             repeat(block);
@@ -129,7 +129,7 @@ private:
 
     void multiply(const Slab& slab, int i, const char* lines) {
         const char* const x = static_cast<const char*>(call_.x) + (slab.row * call_.x_stride + (slab.group + i) * kGroup) * 2;
-        if (slab.num_rows > kTileRows) {
+        if (slab.num_rows > kTileLines) {
             multiply_group<true>(x, call_.x_stride * 2, lines, sums_[turn_][i]);
         } else {
             multiply_group<false>(x, call_.x_stride * 2, lines, sums_[turn_][i]);
@@ -176,9 +176,9 @@ private:
             const Slab whole = slab_at(block.row, 0, panel, 0);
             for (int i = 0; i < num_groups_; ++i) expand_group<format>(quants_at(whole, i), scratch_ + i * kExpandedBytes);
             finish_stores();
-            for (std::int64_t row = block.row; row < block.row_end; row += 2 * kTileRows) {
+            for (std::int64_t row = block.row; row < block.row_end; row += 2 * kTileLines) {
                 const std::int64_t left = block.row_end - row;
-                const int num_rows = int(left < 2 * kTileRows ? left : 2 * kTileRows);
+                const int num_rows = int(left < 2 * kTileLines ? left : 2 * kTileLines);
                 tiles_.use(num_rows);
                 for (std::int64_t group = 0; group < num_groups_; group += kSlab) {
                     const Slab slab = slab_at(row, num_rows, panel, group);
@@ -200,7 +200,7 @@ private:
     Slab pending_ = {};
     int turn_ = 0;
     alignas(64) Sums sums_[2][kSlab];
-    alignas(64) float totals_[2 * kTileRows][kPanel];
+    alignas(64) float totals_[2 * kTileLines][kPanel];
     alignas(64) char ring_[2][kSlab * kExpandedBytes];
 };
 
