@@ -21,7 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from openhearth.kernels.attention import native
 from openhearth.kernels.attention.inputs import AttnInput, KvCache
-from openhearth.kernels.rope import compute_rotation, inverse_frequencies
+from openhearth.kernels.rope import compute_rotation
+from openhearth.kernels.rope.reference import inverse_frequencies
 from openhearth.kernels.select import chosen, missing, set_num_threads
 from openhearth.spec import RopeSpec
 
