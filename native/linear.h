@@ -9,9 +9,9 @@
 //
 // Order of arithmetic: an output is one chain over k ascending, in steps of the instruction set (AMX 32
 // inputs, AVX-512 BF16 2, AVX2 and float32 1), then the bias, then the rounding to the output's type.
-// float32 weights: a chain for every 64 inputs, added up in order, which keeps the rounding error of long
-// rows down. Blocks: for every group such a chain from zero of x times the whole numbers q, which are
-// exact in bf16, then sum = fma(scale, chain, sum), and where the format has minima
+// float32 weights: a chain for every 8 inputs, added up in order in float64, which keeps the rounding error
+// of long rows down. Blocks: for every group such a chain from zero of x times the whole numbers q, which
+// are exact in bf16, then sum = fma(scale, chain, sum), and where the format has minima
 // sum = fma(minimum, sum of the group's x, sum); groups ascending.
 // It depends on the instruction set, never on T, the position of the row, the chunks or the threads.
 //
@@ -31,7 +31,7 @@ namespace hearth {
 constexpr std::int64_t kPanel = 32;      // output columns of a panel
 constexpr std::int64_t kLineBytes = 128; // of a panel, for one input (float32) or two (bf16)
 constexpr std::int64_t kTileInputs = 32; // inputs that one AMX step consumes
-constexpr std::int64_t kChain = 64;      // inputs of one chain (float32)
+constexpr std::int64_t kChain = 8;       // inputs of one chain (float32)
 constexpr std::int64_t kGroup = 32;      // inputs that share a scale (blocks)
 
 enum class Number : int { f32 = 0, bf16 = 1 };

@@ -31,20 +31,33 @@ struct Sums {
             sum[r][vector] = _mm256_fmadd_ps(_mm256_set1_ps(x_at(x[r], k)), weight, sum[r][vector]);
         }
     }
+};
 
-    void close_chain(Sums& chain) {
+// Sums in float64.
+template <int rows>
+struct Totals {
+    __m256d sum[rows][2 * kVectors];
+
+    void close_chain(Sums<rows, float>& chain) {
         for (int r = 0; r < rows; ++r) {
             for (int v = 0; v < kVectors; ++v) {
-                sum[r][v] = _mm256_add_ps(sum[r][v], chain.sum[r][v]);
+                const __m256 other = chain.sum[r][v];
+                __m256d &low = sum[r][2 * v], &high = sum[r][2 * v + 1];
+                low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm256_castps256_ps128(other)));
+                high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm256_extractf128_ps(other, 1)));
                 chain.sum[r][v] = _mm256_setzero_ps();
             }
         }
+    }
+
+    __m256 rounded(int r, int v) const {
+        return _mm256_set_m128(_mm256_cvtpd_ps(sum[r][2 * v + 1]), _mm256_cvtpd_ps(sum[r][2 * v]));
     }
 };
 
 template <int rows>
 inline void accumulate(Sums<rows, float>& sums, const float* const* x, const char* panel, std::int64_t num_inputs) {
-    Sums<rows, float> total = sums;  // zero: the chains that are finished
+    Totals<rows> total = {};  // the chains that are finished
     for (std::int64_t k = 0; k < num_inputs; ++k, panel += kLineBytes) {
         _mm_prefetch(panel + kAhead, _MM_HINT_T0);
         _mm_prefetch(panel + kAhead + 64, _MM_HINT_T0);
@@ -54,7 +67,9 @@ inline void accumulate(Sums<rows, float>& sums, const float* const* x, const cha
         if ((k + 1) % kChain == 0) total.close_chain(sums);
     }
     total.close_chain(sums);
-    sums = total;
+    for (int r = 0; r < rows; ++r) {
+        for (int v = 0; v < kVectors; ++v) sums.sum[r][v] = total.rounded(r, v);
+    }
 }
 
 template <int rows>

@@ -38,14 +38,26 @@ inline void step(__m512 (&sum)[rows][2 * panels], const int* x32, const char* co
     }
 }
 
+// Sums in float64: columns 0 to 7, 8 to 15.
+struct Total {
+    __m512d low, high;
+};
+
 template <int rows, int vectors>
-inline void close_chain(__m512 (&total)[rows][vectors], __m512 (&sum)[rows][vectors]) {
+inline void close_chain(Total (&total)[rows][vectors], __m512 (&sum)[rows][vectors]) {
     for (int r = 0; r < rows; ++r) {
         for (int v = 0; v < vectors; ++v) {
-            total[r][v] = _mm512_add_ps(total[r][v], sum[r][v]);
+            Total& t = total[r][v];
+            t.low = _mm512_add_pd(t.low, _mm512_cvtps_pd(_mm512_castps512_ps256(sum[r][v])));
+            t.high = _mm512_add_pd(t.high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum[r][v], 1)));
             sum[r][v] = _mm512_setzero_ps();
         }
     }
+}
+
+inline __m512 rounded(const Total& total) {
+    const __m512 low = _mm512_castps256_ps512(_mm512_cvtpd_ps(total.low));
+    return _mm512_insertf32x8(low, _mm512_cvtpd_ps(total.high), 1);
 }
 
 template <int rows, int panels, typename X>
@@ -60,7 +72,7 @@ void compute(const LinearCall& call, std::int64_t row, std::int64_t panel) {
     for (int r = 0; r < rows; ++r) {
         for (int v = 0; v < 2 * panels; ++v) sum[r][v] = _mm512_setzero_ps();
     }
-    __m512 total[rows][2 * panels] = {};  // float32: the chains that are finished
+    Total total[rows][2 * panels] = {};  // float32 weights: the chains that are finished
     int x32[rows];
     const std::int64_t num_whole = call.num_inputs / group;
     for (std::int64_t line = 0; line < num_whole; ++line) {
@@ -70,7 +82,9 @@ void compute(const LinearCall& call, std::int64_t row, std::int64_t panel) {
     }
     if (group == 1) {
         close_chain(total, sum);
-        __builtin_memcpy(sum, total, sizeof sum);
+        for (int r = 0; r < rows; ++r) {
+            for (int v = 0; v < 2 * panels; ++v) sum[r][v] = rounded(total[r][v]);
+        }
     }
     if (num_whole * group < call.num_inputs) {  // an odd number of bf16 inputs: the pair's other half is 0
         for (int r = 0; r < rows; ++r) {
