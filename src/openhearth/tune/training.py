@@ -104,7 +104,8 @@ def train(run: RunFolder, loop: Loop, schedule: Schedule, *, checkpoint_every: i
         metrics = _metrics(step, rate, works, norms, time.perf_counter() - started, matmul_flops_per_s,
                            loop.report())
         record = asdict(metrics)
-        run.append_metrics({**record, **record.pop("report")})
+        report = record.pop("report")
+        run.append_metrics(record | report)
         on_step(metrics)
         if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.num_steps:
             _save(run, loop, step + 1)
