@@ -147,7 +147,8 @@ def test_the_reference_is_the_model_before_tuning(tiny_folder, tmp_path, weights
 
 def test_on_reference_kernels_ratios_are_near_one_and_logged(tiny_folder, tmp_path):
     code = ("import sys; from pathlib import Path; from support.tuning import *;"
-            "run = train_alone(Path(sys.argv[2]), grpo_settings_of(Path(sys.argv[1]), dtype='float32', steps=1));"
+            "given = grpo_settings_of(Path(sys.argv[1]), dtype='float32', steps=1);"
+            "run = train_alone(Path(sys.argv[2]), given);"
             "print(run.metrics()[0]['ratio_max_difference'])")
     env = environment(tmp_path, HEARTH_ISA="reference")
     env["PYTHONPATH"] += ":" + str(__import__("pathlib").Path(__file__).parents[1])
@@ -157,7 +158,7 @@ def test_on_reference_kernels_ratios_are_near_one_and_logged(tiny_folder, tmp_pa
     assert float(done.stdout.splitlines()[-1]) < 1e-4
 
 
-def test_a_run_resumed_between_rollout_and_update_uses_the_rollout_on_disk(tiny_folder, tmp_path, monkeypatch):
+def test_a_run_cut_between_rollout_and_update_takes_the_rollout_on_disk(tiny_folder, tmp_path, monkeypatch):
     whole = train_alone(tmp_path / "whole", grpo_settings_of(tiny_folder, checkpoint_every=1))
     honest = GrpoLoop._backward
 

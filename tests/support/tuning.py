@@ -36,8 +36,9 @@ def settings_of(folder: Path, data: Path, **settings) -> SftSettings:
 
 def grpo_settings_of(folder: Path, task: str = "letter", **settings) -> GrpoSettings:
     """Settings for the tiny model: few short completions, several packs."""
-    defaults = GrpoSettings(str(folder), (f"{TASKS}:{task}",), "run", prompts=4, group_size=6, pack_tokens=256,
-                            steps=3, lora_rank=4, learning_rate=5e-3, threads=2, checkpoint_every=2)
+    defaults = GrpoSettings(str(folder), (f"{TASKS}:{task}",), "run", prompts=4, group_size=6,
+                            pack_tokens=256, steps=3, lora_rank=4, learning_rate=5e-3, threads=2,
+                            checkpoint_every=2)
     return replace(defaults, **settings)
 
 

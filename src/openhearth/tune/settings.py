@@ -223,7 +223,8 @@ def build_settings(method: str, given: Mapping[str, Any]) -> Any:
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter with a Literal
+    kinds = typing.get_args(hint) if is_union else (hint,)
     for kind in kinds:
         if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
             return value

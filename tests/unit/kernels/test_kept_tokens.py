@@ -1,4 +1,4 @@
-"""What truncation keeps, and log-probabilities over it: those of the draw, bit for bit, and their gradients."""
+"""What truncation keeps, and log-probabilities over it: the draw's, bit for bit, and their gradients."""
 
 import math
 
@@ -62,7 +62,8 @@ def test_logprobs_over_what_was_kept_are_those_of_the_draw(kind):
     drawn = draw(logits_TV.clone(), [Row(Sampling(**kind, seed=row)) for row in range(50)])
     targets_T = torch.tensor([one.token_id for one in drawn])
     sampled_T = torch.tensor([one.logprob for one in drawn])
-    found_T, entropies_T = token_logprobs_and_entropies(hidden_TD, logits, targets_T, sampling.temperature, kept)
+    found_T, entropies_T = token_logprobs_and_entropies(hidden_TD, logits, targets_T, sampling.temperature,
+                                                        kept)
     if select.chosen().is_native:
         assert torch.equal(found_T, sampled_T)
     torch.testing.assert_close(found_T, sampled_T, rtol=0, atol=2e-5)
@@ -95,7 +96,8 @@ def test_gradients_over_what_was_kept_are_those_of_autograd_in_float64(temperatu
     chosen_T = logprobs_TV.gather(1, targets_T[:, None])[:, 0]
     wanted, = torch.autograd.grad(chosen_T, exact_TD, grads_T.double())
     torch.testing.assert_close(ours.double(), wanted, rtol=1e-4, atol=1e-5)
-    plain, = torch.autograd.grad(token_logprobs(hidden_TD, head_VD, targets_T, temperature), hidden_TD, grads_T)
+    plain, = torch.autograd.grad(token_logprobs(hidden_TD, head_VD, targets_T, temperature), hidden_TD,
+                                 grads_T)
     assert (plain - ours).abs().max() > 1e-2, "what was left out must matter"
 
 

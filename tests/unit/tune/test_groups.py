@@ -24,10 +24,12 @@ def test_advantages_are_rewards_less_the_mean_over_the_deviation():
     assert sum(group_advantages([0.1, 0.7, 0.4], is_scaled=True)) == pytest.approx(0)
 
 
-@pytest.mark.parametrize("rewards", [[1.0, 1.0, 1.0], [0.0, 0.0], [0.3, None, 0.3], [1.0, None], [None, None]])
+@pytest.mark.parametrize("rewards", [[1.0, 1.0, 1.0], [0.0, 0.0], [0.3, None, 0.3], [1.0, None],
+                                     [None, None]])
 def test_a_group_without_differences_teaches_nothing(rewards):
     assert group_advantages(rewards, is_scaled=True) is None
-    group, = learn([[completion(reward) for reward in rewards]], is_scaled=True, overlong="keep", max_tokens=9)
+    group, = learn([[completion(reward) for reward in rewards]], is_scaled=True, overlong="keep",
+                   max_tokens=9)
     assert group.trained == []
     assert group.num_completions == sum(reward is not None for reward in rewards), "but it counts"
 

@@ -101,7 +101,8 @@ def padded_batch(seed=0, lengths=(5, 1, 3, 7)):
         mask[row, :length] = 1
     draw = {name: torch.randn(mask.shape, generator=generator, dtype=torch.float64) for name in "abc"}
     old = draw["a"] - 2
-    return mask, old, old + 0.4 * draw["b"], old + 0.2 * draw["c"], torch.tensor([1.2, -0.7, 0.3, -0.8]).double()
+    advantages = torch.tensor([1.2, -0.7, 0.3, -0.8], dtype=torch.float64)
+    return mask, old, old + 0.4 * draw["b"], old + 0.2 * draw["c"], advantages
 
 
 def trl_loss(name, mask, old, new, reference, advantages, clipping):
