@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from support.tiny import build_llama
-from support.tuning import settings_of, train_alone, write_jsonl
+from support.tiny import build_gguf, build_llama
+from support.tuning import colour_rows, config_of, settings_of, train_alone, write_jsonl
 
 from openhearth.formats import open_checkpoint
 from openhearth.models import AdapterWeights, attach, load_model
 from openhearth.models.adapter_files import read_adapter, write_adapter
 from openhearth.spec import read_spec
+from openhearth.tune import load_learner, prepare
 from openhearth.tune.data.records import Sample
 from openhearth.tune.losses.sft import sft_loss
 from openhearth.tune.optimizer import AdamSettings, Optimizer
@@ -189,3 +190,43 @@ def test_a_neighbour_that_was_seen_would_show(folder):
         apart = trained_logprobs(model, pack_samples([first, second]))
         together = trained_logprobs(model, pack_samples([glued]))
     assert not torch.allclose(apart[first.num_trained:], together[first.num_trained:], atol=1e-2)
+
+
+BASES = {"int8": "Q8_0", "int4": "Q4_1", "stored": "Q4_0"}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_adapter_learns_on_a_quantised_base_as_on_its_numbers(tmp_path, base):
+    """Gradients beside blocks are those beside the same numbers in float32, up to bfloat16's rounding."""
+    build_llama(tmp_path / "tiny")
+    path = build_gguf(tmp_path / "tiny", tmp_path / "tiny.gguf", "Q4_0" if base == "stored" else "F32")
+    data = write_jsonl(tmp_path / "a.jsonl", colour_rows())
+    job = prepare(settings_of(path, data, base=base, dtype="auto"), config_of(tmp_path))
+    held = load_learner(job)
+    layer = held.model.get_submodule(PATHS[0])
+    assert layer.packed.format == BASES[base] and layer.weight is None
+    exact = load(tmp_path / "tiny", is_trainable=True)
+    with torch.no_grad():
+        for name, module in held.model.named_modules():
+            if (packed := getattr(module, "packed", None)) is not None:
+                exact.get_submodule(name).weight.copy_(packed.unpack(torch.float32))
+            elif getattr(module, "weight", None) is not None:
+                exact.get_submodule(name).weight.copy_(module.weight)
+    gradients = {}
+    for name, model in (("blocks", held.model), ("numbers", exact.requires_grad_(False))):
+        pairs = draw_pairs(tmp_path / "tiny")
+        adapter = attach(model, "one", AdapterWeights(pairs, 1.5), is_trainable=True)
+        gradients[name] = our_gradients(model, adapter_parameters(adapter), draw_samples(), 16, adapter.slot)
+    (loss, found), (wanted_loss, wanted) = gradients["blocks"], gradients["numbers"]
+    assert loss == pytest.approx(wanted_loss, rel=5e-3)
+    for name in wanted:
+        error = (found[name] - wanted[name]).norm() / wanted[name].norm()
+        assert error < 0.1, f"{name}: {error:.3f}"
+
+
+def test_a_run_on_a_quantised_base_learns(tiny_folder, tmp_path):
+    data = write_jsonl(tmp_path / "a.jsonl", colour_rows(6))
+    run = train_alone(tmp_path, settings_of(tiny_folder, data, base="int4", dtype="auto", steps=25,
+                                            learning_rate=0.02, lora_rank=8))
+    result = run.receipt()["result"]
+    assert result["last_loss"] < 0.5 * result["first_loss"]

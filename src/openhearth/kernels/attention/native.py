@@ -26,7 +26,7 @@ from torch import Tensor
 
 from openhearth.errors import Unsupported
 from openhearth.kernels import recompute, select
-from openhearth.kernels.attention import reference
+from openhearth.kernels.attention import reference, short
 from openhearth.kernels.attention.cache import part_size
 from openhearth.kernels.attention.inputs import PLAIN, AttnInput, AttnOptions
 from openhearth.kernels.rope.reference import Rotation
@@ -142,6 +142,8 @@ def _rotation_addresses(rotation: Rotation, num_rows: int, plan: NativePlan) -> 
 
 def _attend_by_reference(attn: AttnInput, rotation: Rotation, options: AttnOptions, q_TD: Tensor,
                          k_TC: Tensor, v_TC: Tensor, sinks_H: Tensor | None = None) -> Tensor:
+    if short.covers(attn) and dataclasses.replace(options, scale=None) == PLAIN:
+        return short.attend_turned(attn, q_TD, k_TC, v_TC, rotation, options.scale)
     options = dataclasses.replace(options, sinks_H=sinks_H)
     plan = reference.plan_attention(attn, dtype=q_TD.dtype, device=q_TD.device)
     return reference.attend_turned(plan, 0, q_TD, k_TC, v_TC, rotation, options)
