@@ -14,8 +14,8 @@ def test_the_grpo_loop_is_short_runs_and_samples_what_it_differentiates(tiny_fol
     script = EXAMPLES / "grpo.py"
     assert len(script.read_text(encoding="utf-8").splitlines()) <= 200
     done = subprocess.run(
-        [sys.executable, str(script), "--model", str(tiny_folder), "--task", f"{TASKS}:letter", "--steps", "12",
-         "--learning-rate", "0.01", "--threads", "2", "--max-tokens", "8"],
+        [sys.executable, str(script), "--model", str(tiny_folder), "--task", f"{TASKS}:letter",
+         "--steps", "12", "--learning-rate", "0.01", "--threads", "1", "--max-tokens", "8"],
         env=environment(tmp_path, HEARTH_OFFLINE="1"), text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -13,7 +13,13 @@ from openhearth.tune import load_learner, prepare
 from openhearth.tune.data.records import Sample
 from openhearth.tune.losses.sft import sft_loss
 from openhearth.tune.optimizer import AdamSettings, Optimizer
-from openhearth.tune.packs import pack_samples, split_batch, trained_logprobs
+from openhearth.tune.packs import (
+    pack_completions,
+    pack_samples,
+    split_batch,
+    split_completions,
+    trained_logprobs,
+)
 from openhearth.tune.settings import LAYERS
 from openhearth.tune.weights import adapter_parameters, recompute_layers
 
@@ -230,3 +236,61 @@ def test_a_run_on_a_quantised_base_learns(tiny_folder, tmp_path):
                                             learning_rate=0.02, lora_rank=8))
     result = run.receipt()["result"]
     assert result["last_loss"] < 0.5 * result["first_loss"]
+
+
+def draw_completions(prompt_lengths, completion_lengths, seed=0):
+    """Several completions of each prompt, mixed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(count):
+        return tuple(torch.randint(512, (count,), generator=generator).tolist())
+
+    samples = []
+    for length in prompt_lengths:
+        prompt = ids(length)
+        samples += [Sample(prompt + ids(count), (False,) * length + (True,) * count, "drawn", count)
+                    for count in completion_lengths]
+    return samples[::2] + samples[1::2]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "lora bfloat16"])
+@pytest.mark.parametrize("sizes", [((9, 1, 30), (5, 1, 12, 2)), ((200, 7), (40, 90, 1))],
+                         ids=["short", "long"])
+def test_prompts_that_are_shared_change_nothing(folder, kind, sizes):
+    """Log-probabilities have the bits of unshared prompts, gradients agree, and fewer tokens are computed."""
+    samples, dtype = draw_completions(*sizes), torch.bfloat16 if "16" in kind else torch.float32
+    found = {}
+    for name, pack_all, cut in (("apart", pack_samples, split_batch),
+                                ("shared", pack_completions, split_completions)):
+        model, slot = load(folder, dtype, is_trainable=kind == "full"), None
+        parameters = dict(model.named_parameters())
+        if kind != "full":
+            adapter = attach(model.requires_grad_(False), "one", AdapterWeights(draw_pairs(folder), 1.5),
+                             is_trainable=True)
+            parameters, slot = adapter_parameters(adapter), adapter.slot
+        optimizer = Optimizer(parameters, AdamSettings())
+        logprobs, num_tokens = {}, 0
+        for part in cut(samples, 260):
+            pack = pack_all(part)
+            num_tokens += pack.num_tokens
+            logprobs_N = trained_logprobs(model, pack, slot)
+            (logprobs_N * torch.sin(pack.targets_N.float())).sum().backward()
+            parts = logprobs_N.detach().split([sample.num_trained for sample in part])
+            logprobs |= dict(zip(part, parts, strict=True))
+        found[name] = (logprobs, optimizer.gradients(), num_tokens)
+    (apart, wanted, most), (shared, gradients, fewer) = found["apart"], found["shared"]
+    assert fewer < 0.8 * most
+    assert all(torch.equal(apart[sample], shared[sample]) for sample in samples)
+    for name, gradient in gradients.items():
+        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        assert error < (0.05 if dtype == torch.bfloat16 else 1e-4), f"{name}: {error:.2e}"
+
+
+def test_completions_are_cut_apart_only_where_they_must():
+    samples = draw_completions((10, 20), (5, 6, 7))
+    assert [len(part) for part in split_completions(samples, 100)] == [6]
+    apart = split_completions(samples, 40)
+    assert sorted(len(part) for part in apart) == [3, 3]
+    assert all(len({sample.token_ids[:10] for sample in part}) == 1 for part in apart)
+    assert all(pack_completions(part).num_tokens <= 40 for part in split_completions(samples, 40))
+    assert len(split_completions(samples, 20)) == 6, "no prompt leaves room for two"

@@ -18,7 +18,7 @@ from openhearth.engine import Sampling
 from openhearth.kernels.logprob import KeptTokens
 from openhearth.kernels.sampling import kept_tokens
 from openhearth.tune.groups import Trained
-from openhearth.tune.packs import Pack, pack_samples, split_batch, trained_hidden, trained_logprobs
+from openhearth.tune.packs import Pack, pack_completions, split_completions, trained_hidden, trained_logprobs
 
 _ROWS_AT_ONCE = 64
 
@@ -38,8 +38,8 @@ class Policy:
     reference: nn.Module | None = None
 
     def packs(self, completions: Sequence[Trained]) -> list[tuple[list[Trained], Pack]]:
-        """Return the completions packed side by side."""
-        return [(part, pack_samples(part)) for part in split_batch(completions, self.pack_tokens)]
+        """Return the completions packed side by side, each prompt once."""
+        return [(part, pack_completions(part)) for part in split_completions(completions, self.pack_tokens)]
 
     def logprobs(self, part: Sequence[Trained], pack: Pack) -> Tensor:
         """Return the log-probability of every token that was drawn, [N], differentiable."""

@@ -139,22 +139,22 @@ class GrpoLoop:
         completions = [one for group in dealt for one in group.trained]
         num_completions = sum(group.num_completions for group in dealt)
         num_tokens = sum(group.num_tokens for group in dealt)
-        loss = 0.0
+        loss, lengths = 0.0, []
         for part, pack in self.parts.policy.packs(completions):
             logprobs_N = self.parts.policy.logprobs(part, pack)
             sampled_N = torch.cat([one.sampled for one in part])
             if is_on_policy:
                 self._check(step, logprobs_N.detach(), sampled_N)
-            lengths = torch.tensor([len(one.sampled) for one in part])
-            advantages_N = torch.tensor([one.advantage for one in part]).repeat_interleave(lengths)
+            lengths += pack.lengths
+            counts_C = torch.tensor([len(one.sampled) for one in part])
+            advantages_N = torch.tensor([one.advantage for one in part]).repeat_interleave(counts_C)
             output = self.method.loss(LossInput(
-                logprobs_N, sampled_N, advantages_N, torch.arange(len(part)).repeat_interleave(lengths),
+                logprobs_N, sampled_N, advantages_N, torch.arange(len(part)).repeat_interleave(counts_C),
                 num_completions, num_tokens, self.settings.max_tokens, _reference(part)), self.clipping)
             output.loss.backward()
             loss += float(output.loss.detach())
             self._counts.num_clipped += output.num_clipped
             self._counts.kl += output.kl
-        lengths = [len(one.token_ids) for one in completions]
         num_trained = sum(len(one.sampled) for one in completions)
         self._counts.num_trained += num_trained
         self._counts.num_tokens += sum(lengths)
