@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -43,6 +44,8 @@ def derive_grpo_plan(settings: GrpoSettings, spec: ModelSpec, prompt_lengths: Se
     terms = fill_memory(deriver, spec, longest, per_update * longest, num_trainable,
                         available_bytes - cache_bytes(deriver.settings, spec, longest, available_bytes),
                         base_bytes)
+    if settings.kl and settings.weights == "full":
+        terms = replace(terms, weights_bytes=terms.weights_bytes * 3 // 2)  # a frozen copy beside the two
     if settings.steps is None:
         deriver.reasons["steps"] = "a start; a longer run is a new one with --steps"
     return Plan(deriver.settings, settings.steps or _STEPS, deriver.reasons, terms, num_trainable)

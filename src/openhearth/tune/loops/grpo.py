@@ -12,12 +12,13 @@ import json
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from openhearth import chat
 from openhearth.engine import Engine
 from openhearth.errors import OffPolicy
 from openhearth.kernels import select
@@ -30,7 +31,7 @@ from openhearth.tune.memory import step_flops
 from openhearth.tune.mixture import Mixture
 from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.policy import Policy
-from openhearth.tune.rollout import Asked, Rolled, ask, roll
+from openhearth.tune.rollout import Rolled, ask, roll
 from openhearth.tune.settings import GrpoSettings
 from openhearth.tune.training import StepWork
 from openhearth.tune.weights import ADAPTER
@@ -51,15 +52,16 @@ class _Counts:
 
 @dataclass(frozen=True)
 class GrpoParts:
-    """What the loop works with. renderer: tokenizer and template. Example: see `methods/grpo.py`."""
+    """What the loop works with. Example: `methods/grpo.py: GrpoWork.looping` makes one."""
 
     policy: Policy
     optimizer: Optimizer
     engine: Engine
     mixture: Mixture
     grading: Grading
-    renderer: tuple[Any, Any]
-    run: RunFolder = field(repr=False)
+    tokenizer: chat.Tokenizer
+    template: chat.ChatTemplate | None
+    run: RunFolder
 
 
 class GrpoLoop:
@@ -122,12 +124,10 @@ class GrpoLoop:
         is_first, self._is_started = not self._is_started, True
         if is_first and (kept := _read(parts.run, step)) is not None:
             return kept
-        tokenizer, template = parts.renderer
-        asked: list[Asked] = [
-            ask(problem, task, tokenizer, template, seed=f"{settings.seed}/{step}/{place}")
-            for place, (task, problem) in enumerate(problems)]
+        asked = [ask(problem, task, parts.tokenizer, parts.template, seed=f"{settings.seed}/{step}/{place}")
+                 for place, (task, problem) in enumerate(problems)]
         parts.engine.renew(f"step {step}")
-        rolled = roll(parts.engine, tokenizer, parts.grading, asked, parts.policy.sampling,
+        rolled = roll(parts.engine, parts.tokenizer, parts.grading, asked, parts.policy.sampling,
                       group_size=settings.group_size, adapter=self.adapter)
         parts.run.write(_ROLLOUT, {"step": step,
                                    "groups": [[asdict(one) for one in group] for group in rolled]})

@@ -67,7 +67,7 @@ class GrpoWork:
                           curriculum=settings.curriculum)
         with Grading(self.tasks, num_workers=settings.threads or hardware.usable_cores()) as grading:
             yield GrpoLoop(GrpoParts(policy, learner.optimizer, engine, mixture, grading,
-                                     (opened.tokenizer, opened.template), run), settings)
+                                     opened.tokenizer, opened.template, run), settings)
 
     def result(self, run: RunFolder, plan: Plan, learner: Learner) -> Mapping[str, Any]:
         """Return the tasks, and the mean reward of the first and the last tenth of the steps."""
