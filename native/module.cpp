@@ -113,7 +113,8 @@ void check_ids(const std::int64_t* ids, std::int64_t count, std::int64_t num_tok
 
 // rows: num_rows records of DrawRow, as bytes.
 void call_draw_tokens(int isa, Address logits, std::int64_t stride, std::int64_t num_rows, std::int64_t num_tokens,
-                      nb::bytes rows, Address token_ids, Address logprobs, Address top_ids, Address top_logprobs) {
+                      nb::bytes rows, Address token_ids, Address logprobs, Address top_ids, Address top_logprobs,
+                      Address least) {
     const Isa chosen = usable(isa);
     if (rows.size() != std::size_t(num_rows) * sizeof(DrawRow)) throw nb::value_error("rows of another layout");
     std::vector<DrawRow> records(static_cast<std::size_t>(num_rows));
@@ -123,7 +124,7 @@ void call_draw_tokens(int isa, Address logits, std::int64_t stride, std::int64_t
         check_ids(record.biased_ids, record.num_biased, num_tokens);
     }
     const DrawCall call{at<float>(logits), stride, num_rows, num_tokens, records.data(), at<std::int64_t>(token_ids),
-                        at<float>(logprobs), at<std::int64_t>(top_ids), at<float>(top_logprobs)};
+                        at<float>(logprobs), at<std::int64_t>(top_ids), at<float>(top_logprobs), at<float>(least)};
     nb::gil_scoped_release without_lock;
     draw_tokens(chosen, call);
 }

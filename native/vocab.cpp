@@ -335,10 +335,12 @@ public:
     void finish() {
         call_.token_ids[place_] = 0;
         call_.logprobs[place_] = std::numeric_limits<float>::quiet_NaN();
+        if (call_.least != nullptr) call_.least[place_] = kLowest;
         std::fill_n(call_.top_ids + settings_.first_top, settings_.num_tops, -1);
         if (!view_.is_number()) return;
         if (settings_.temperature > 0) {
             truncate();
+            if (call_.least != nullptr) call_.least[place_] = least_;
             take(draw());
         } else {
             take(most_likely());

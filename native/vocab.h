@@ -59,6 +59,7 @@ struct DrawCall {
     float* logprobs;
     std::int64_t* top_ids;  // best first, the lower id among equals; -1 behind the last possible one
     float* top_logprobs;
+    float* least;  // per row, the least logit that truncation kept; null where nobody asks
 };
 
 // Log-probabilities of one given token per row, and the rows' entropies where asked for.

@@ -71,17 +71,18 @@ void check_draw(Isa isa, std::int64_t num_rows, std::int64_t num_tokens, bool is
     Array<float> logits(num_rows * num_tokens, is_at_end), logprobs(num_rows, is_at_end);
     for (std::int64_t i = 0; i < num_rows * num_tokens; ++i) logits[i] = 6 * draw();
     Array<std::int64_t> token_ids(num_rows, is_at_end), top_ids(num_rows * 3, is_at_end);
-    Array<float> top_logprobs(num_rows * 3, is_at_end);
+    Array<float> top_logprobs(num_rows * 3, is_at_end), least(num_rows, is_at_end);
     std::vector<DrawRow> rows;
     for (std::int64_t r = 0; r < num_rows; ++r) rows.push_back(settings.row(r, 3, 3 * r));
     draw_tokens(isa, DrawCall{logits.begin(), num_tokens, num_rows, num_tokens, rows.data(), token_ids.begin(),
-                              logprobs.begin(), top_ids.begin(), top_logprobs.begin()});
+                              logprobs.begin(), top_ids.begin(), top_logprobs.begin(), least.begin()});
     for (std::int64_t r = 0; r < num_rows; ++r) {
         const float* const x = logits.begin() + r * num_tokens;  // adjusted by the call
         const std::int64_t token_id = token_ids[r], best = top_ids[3 * r];
         expect(token_id >= 0 && token_id < num_tokens && best >= 0, "token", num_rows, num_tokens);
         if (num_failures != 0) return;
         expect(rows[std::size_t(r)].temperature > 0 || token_id == best, "greedy", num_rows, num_tokens);
+        expect(x[token_id] >= least[r], "least", num_rows, num_tokens);
         for (std::int64_t i = 0; i < num_tokens; ++i) {
             expect(x[i] < x[best] || (x[i] == x[best] && i >= best), "best", num_rows, num_tokens);
         }

@@ -115,6 +115,12 @@ class TemplateError(HearthError):
     exit_code = 10
 
 
+class OffPolicy(HearthError):
+    """What was sampled is not what would be differentiated: sampler and trainer disagree about a token."""
+
+    exit_code = 12
+
+
 class Diverged(HearthError):
     """A loss or gradient is not finite or far too large; the last good checkpoint is kept."""
 

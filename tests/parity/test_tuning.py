@@ -2,17 +2,24 @@
 
 import pytest
 import torch
-from support.tiny import build_llama
-from support.tuning import settings_of, train_alone, write_jsonl
+from support.tiny import build_gguf, build_llama
+from support.tuning import colour_rows, config_of, settings_of, train_alone, write_jsonl
 
 from openhearth.formats import open_checkpoint
 from openhearth.models import AdapterWeights, attach, load_model
 from openhearth.models.adapter_files import read_adapter, write_adapter
 from openhearth.spec import read_spec
+from openhearth.tune import load_learner, prepare
 from openhearth.tune.data.records import Sample
 from openhearth.tune.losses.sft import sft_loss
 from openhearth.tune.optimizer import AdamSettings, Optimizer
-from openhearth.tune.packs import pack_samples, split_batch, trained_logprobs
+from openhearth.tune.packs import (
+    pack_completions,
+    pack_samples,
+    split_batch,
+    split_completions,
+    trained_logprobs,
+)
 from openhearth.tune.settings import LAYERS
 from openhearth.tune.weights import adapter_parameters, recompute_layers
 
@@ -189,3 +196,101 @@ def test_a_neighbour_that_was_seen_would_show(folder):
         apart = trained_logprobs(model, pack_samples([first, second]))
         together = trained_logprobs(model, pack_samples([glued]))
     assert not torch.allclose(apart[first.num_trained:], together[first.num_trained:], atol=1e-2)
+
+
+BASES = {"int8": "Q8_0", "int4": "Q4_1", "stored": "Q4_0"}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_an_adapter_learns_on_a_quantised_base_as_on_its_numbers(tmp_path, base):
+    """Gradients beside blocks are those beside the same numbers in float32, up to bfloat16's rounding."""
+    build_llama(tmp_path / "tiny")
+    path = build_gguf(tmp_path / "tiny", tmp_path / "tiny.gguf", "Q4_0" if base == "stored" else "F32")
+    data = write_jsonl(tmp_path / "a.jsonl", colour_rows())
+    job = prepare(settings_of(path, data, base=base, dtype="auto"), config_of(tmp_path))
+    held = load_learner(job)
+    layer = held.model.get_submodule(PATHS[0])
+    assert layer.packed.format == BASES[base] and layer.weight is None
+    exact = load(tmp_path / "tiny", is_trainable=True)
+    with torch.no_grad():
+        for name, module in held.model.named_modules():
+            if (packed := getattr(module, "packed", None)) is not None:
+                exact.get_submodule(name).weight.copy_(packed.unpack(torch.float32))
+            elif getattr(module, "weight", None) is not None:
+                exact.get_submodule(name).weight.copy_(module.weight)
+    gradients = {}
+    for name, model in (("blocks", held.model), ("numbers", exact.requires_grad_(False))):
+        pairs = draw_pairs(tmp_path / "tiny")
+        adapter = attach(model, "one", AdapterWeights(pairs, 1.5), is_trainable=True)
+        gradients[name] = our_gradients(model, adapter_parameters(adapter), draw_samples(), 16, adapter.slot)
+    (loss, found), (wanted_loss, wanted) = gradients["blocks"], gradients["numbers"]
+    assert loss == pytest.approx(wanted_loss, rel=5e-3)
+    for name in wanted:
+        error = (found[name] - wanted[name]).norm() / wanted[name].norm()
+        assert error < 0.1, f"{name}: {error:.3f}"
+
+
+def test_a_run_on_a_quantised_base_learns(tiny_folder, tmp_path):
+    data = write_jsonl(tmp_path / "a.jsonl", colour_rows(6))
+    run = train_alone(tmp_path, settings_of(tiny_folder, data, base="int4", dtype="auto", steps=25,
+                                            learning_rate=0.02, lora_rank=8))
+    result = run.receipt()["result"]
+    assert result["last_loss"] < 0.5 * result["first_loss"]
+
+
+def draw_completions(prompt_lengths, completion_lengths, seed=0):
+    """Several completions of each prompt, mixed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(count):
+        return tuple(torch.randint(512, (count,), generator=generator).tolist())
+
+    samples = []
+    for length in prompt_lengths:
+        prompt = ids(length)
+        samples += [Sample(prompt + ids(count), (False,) * length + (True,) * count, "drawn", count)
+                    for count in completion_lengths]
+    return samples[::2] + samples[1::2]
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "lora bfloat16"])
+@pytest.mark.parametrize("sizes", [((9, 1, 30), (5, 1, 12, 2)), ((200, 7), (40, 90, 1))],
+                         ids=["short", "long"])
+def test_prompts_that_are_shared_change_nothing(folder, kind, sizes):
+    """Log-probabilities have the bits of unshared prompts, gradients agree, and fewer tokens are computed."""
+    samples, dtype = draw_completions(*sizes), torch.bfloat16 if "16" in kind else torch.float32
+    found = {}
+    for name, pack_all, cut in (("apart", pack_samples, split_batch),
+                                ("shared", pack_completions, split_completions)):
+        model, slot = load(folder, dtype, is_trainable=kind == "full"), None
+        parameters = dict(model.named_parameters())
+        if kind != "full":
+            adapter = attach(model.requires_grad_(False), "one", AdapterWeights(draw_pairs(folder), 1.5),
+                             is_trainable=True)
+            parameters, slot = adapter_parameters(adapter), adapter.slot
+        optimizer = Optimizer(parameters, AdamSettings())
+        logprobs, num_tokens = {}, 0
+        for part in cut(samples, 260):
+            pack = pack_all(part)
+            num_tokens += pack.num_tokens
+            logprobs_N = trained_logprobs(model, pack, slot)
+            (logprobs_N * torch.sin(pack.targets_N.float())).sum().backward()
+            parts = logprobs_N.detach().split([sample.num_trained for sample in part])
+            logprobs |= dict(zip(part, parts, strict=True))
+        found[name] = (logprobs, optimizer.gradients(), num_tokens)
+    (apart, wanted, most), (shared, gradients, fewer) = found["apart"], found["shared"]
+    assert fewer < 0.8 * most
+    assert all(torch.equal(apart[sample], shared[sample]) for sample in samples)
+    for name, gradient in gradients.items():
+        error = (gradient - wanted[name]).norm() / wanted[name].norm()
+        assert error < (0.05 if dtype == torch.bfloat16 else 1e-4), f"{name}: {error:.2e}"
+
+
+def test_completions_are_cut_apart_only_where_they_must():
+    samples = draw_completions((10, 20), (5, 6, 7))
+    assert [len(part) for part in split_completions(samples, 100)] == [6]
+    apart = split_completions(samples, 40)
+    assert sorted(len(part) for part in apart) == [3, 3]
+    assert all(len({sample.token_ids[:10] for sample in part}) == 1 for part in apart)
+    assert all(pack_completions(part).num_tokens <= 40 for part in split_completions(samples, 40))
+    assert len(split_completions(samples, 20)) == 6, "no prompt leaves room for two"

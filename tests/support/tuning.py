@@ -6,8 +6,9 @@ from pathlib import Path
 
 from openhearth.config import Config
 from openhearth.runs import RunFolder
-from openhearth.tune import SftSettings, prepare, run_job
+from openhearth.tune import GrpoSettings, SftSettings, prepare, run_job
 
+TASKS = Path(__file__).with_name("reward_task.py")
 COLOURS = ("red", "green", "blue")
 
 
@@ -33,7 +34,15 @@ def settings_of(folder: Path, data: Path, **settings) -> SftSettings:
     return replace(defaults, **settings)
 
 
-def train_alone(home: Path, settings: SftSettings):
+def grpo_settings_of(folder: Path, task: str = "letter", **settings) -> GrpoSettings:
+    """Settings for the tiny model: few short completions, several packs."""
+    defaults = GrpoSettings(str(folder), (f"{TASKS}:{task}",), "run", prompts=4, group_size=6,
+                            pack_tokens=256, steps=3, lora_rank=4, learning_rate=5e-3, threads=2,
+                            checkpoint_every=2)
+    return replace(defaults, **settings)
+
+
+def train_alone(home: Path, settings: SftSettings | GrpoSettings):
     """Do a run in this process; returns its folder."""
     config = config_of(home)
     run = RunFolder(config.home, settings.out)

@@ -48,6 +48,7 @@ def _summary(run: RunFolder) -> dict[str, Any]:
             "base": config["base"]["name"], "is_finished": run.is_finished,
             "steps": last.get("step", 0), "num_steps": config["num_steps"],
             "first_loss": metrics[0]["loss"] if metrics else None, "last_loss": last.get("loss"),
+            "first_reward": metrics[0].get("reward") if metrics else None, "last_reward": last.get("reward"),
             "seconds": sum(row["seconds"] for row in metrics),
             "tokens": sum(row["tokens"] for row in metrics),
             "settings": config["settings"], "receipt": run.receipt()}
@@ -57,13 +58,19 @@ def _loss(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
+def _last(record: dict[str, Any]) -> str:
+    """The number that a run is about: of reinforcement learning, the reward."""
+    reward = record["last_reward"]
+    return f"loss {_loss(record['last_loss'])}" if reward is None else f"reward {reward:.3f}"
+
+
 def _print_list(records: list[dict[str, Any]], home: object) -> None:
     from openhearth.cli.output import print_note, print_table
     from openhearth.units import format_seconds
 
-    print_table(["NAME", "METHOD", "BASE", "STEPS", "LOSS", "TIME", "STATE"],
+    print_table(["NAME", "METHOD", "BASE", "STEPS", "LAST", "TIME", "STATE"],
                 [[record["name"], record["method"], record["base"],
-                  f"{record['steps']}/{record['num_steps']}", _loss(record["last_loss"]),
+                  f"{record['steps']}/{record['num_steps']}", _last(record),
                   format_seconds(record["seconds"]), "finished" if record["is_finished"] else "not finished"]
                  for record in records])
     if not records:
@@ -81,6 +88,8 @@ def _print_run(run: RunFolder, record: dict[str, Any]) -> None:
         "run": record["name"], "method": record["method"], "base": record["base"],
         "steps": f"{record['steps']} of {record['num_steps']}",
         "loss": f"{_loss(record['first_loss'])} -> {_loss(record['last_loss'])}",
+        "reward": "" if record["last_reward"] is None
+                  else f"{record['first_reward']:.3f} -> {record['last_reward']:.3f}",
         "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
         "tokens": format_count(record["tokens"]), "time": format_seconds(record["seconds"]),
         "settings": "\n".join(f"{name} {value}" + (f" ({reasons[name]})" if name in reasons else "")

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 def command(
-    what: str = typer.Argument(metavar="METHOD|RECIPE", help="sft, or a recipe: a TOML file."),
+    what: str = typer.Argument(metavar="METHOD|RECIPE", help="sft, grpo, or a recipe: a TOML file."),
     model: str = typer.Argument(None, metavar="[MODEL]", show_default=False, help="As for `hearth run`."),
     data: list[str] = typer.Option(None, "--data", help="JSONL, CSV or Parquet; may be repeated."),
+    task: list[str] = typer.Option(None, "--task", help="As for `hearth eval`; may be repeated (grpo)."),
     out: str = typer.Option(None, "--out", metavar="NAME", help="Name of the run."),
     eval_data: list[str] = typer.Option(None, "--eval-data", help="Its loss is measured before and after."),
     weights: Literal["lora", "full"] = typer.Option(None, "--weights", help="What learns. Default: lora."),
+    base: Literal["plain", "stored", "int8", "int4"] = typer.Option(
+        None, "--base", help="How the frozen weights under LoRA are held. Default: plain."),
     lora_rank: int = typer.Option(None, "--lora-rank", help="Inner size of the adapter."),
     lora_alpha: float = typer.Option(None, "--lora-alpha", help="Scale is alpha / rank."),
     rslora: bool = typer.Option(None, "--rslora", help="Scale is alpha / sqrt(rank)."),
@@ -30,7 +33,13 @@ def command(
     epochs: float = typer.Option(None, "--epochs", help="Passes over the data. Default: 1."),
     steps: int = typer.Option(None, "--steps", help="Instead of epochs."),
     batch_size: int = typer.Option(None, "--batch-size", help="Samples per step. Default: 8."),
-    max_tokens: int = typer.Option(None, "--max-tokens", help="Longest sample; longer ones are left out."),
+    max_tokens: int = typer.Option(None, "--max-tokens", help="Longest sample or (grpo) completion."),
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = typer.Option(None, "--loss", help="grpo."),
+    prompts: int = typer.Option(None, "--prompts", help="Problems of a step (grpo). Default: 8."),
+    group_size: int = typer.Option(None, "--group-size", help="Completions of each (grpo). Default: 8."),
+    temperature: float = typer.Option(None, "--temperature", help="Of the completions (grpo). Default: 1."),
+    kl: float = typer.Option(None, "--kl", help="Weight of the divergence from the base (grpo). Default: 0."),
+    updates: int = typer.Option(None, "--updates", help="Optimizer steps per rollout (grpo). Default: 1."),
     pack_tokens: int = typer.Option(None, "--pack-tokens", help="Tokens of one forward."),
     chat: bool = typer.Option(None, "--chat/--no-chat", help="Prompt and completion as a chat, or plain."),
     recompute: bool = typer.Option(None, "--recompute/--no-recompute", help="Less memory, more time."),
@@ -42,8 +51,13 @@ def command(
     dry_run: bool = typer.Option(False, "--dry-run", help="Say what would happen, show samples, and leave."),
     json: bool = typer.Option(False, "--json", help="One JSON record on stdout."),
 ) -> None:
-    """Adapt a model to data: `hearth tune sft smollm2 --data train.jsonl --out polite`."""
+    """Adapt a model: `hearth tune sft smollm2 --data train.jsonl --out polite`, or
+
+    `hearth tune grpo smollm2 --task chain_sum --out sums`. Recipes know more settings than there are flags.
+    """
     given = {"model": model, "data": data or None, "out": out, "eval_data": eval_data or None,
+             "task": task or None, "base": base, "loss": loss, "prompts": prompts, "group_size": group_size,
+             "temperature": temperature, "kl": kl, "updates": updates,
              "weights": weights, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
              "is_rank_stabilised": rslora, "learning_rate": learning_rate, "schedule": schedule,
              "epochs": epochs, "steps": steps, "batch_size": batch_size, "max_tokens": max_tokens,
@@ -129,7 +143,9 @@ def _print_end(run: RunFolder, receipt: dict[str, Any], *, is_json: bool) -> Non
     model = receipt["settings"]["model"]
     print_fields({
         "run": run.name,
-        "loss": f"{result['first_loss']:.4f} -> {result['last_loss']:.4f}",
+        "loss": f"{result['first_loss']:.4f} -> {result['last_loss']:.4f}" if "first_loss" in result else "",
+        "reward": (f"{result['first_reward']:.3f} -> {result['last_reward']:.3f}" if "first_reward" in result
+                   else ""),
         "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
         "time": format_seconds(measured["seconds"]),
         "peak memory": f"{format_bytes(measured['peak_memory_bytes'])}, predicted "

@@ -1,8 +1,9 @@
-"""What `hearth tune` shows: the plan with its reasons, samples with their trained tokens, progress."""
+"""What `hearth tune` shows: the plan with its reasons, samples or prompts, progress."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -15,35 +16,48 @@ if TYPE_CHECKING:
 _SHOWN_SAMPLES = 2
 _TRAINED, _PLAIN = "\033[32m", "\033[0m"
 _EVERY = 10
+_BYTES_PER_S = 1e10
+"""What a core reads of weights while completions are drawn."""
 
 
 def plan_record(job: Job) -> dict[str, Any]:
     """Return the plan of a job as a JSON record."""
     return {"settings": asdict(job.plan.settings), "reasons": job.plan.reasons,
             "num_steps": job.plan.num_steps, "trainable_parameters": job.plan.num_trainable,
-            "samples": len(job.training.samples), "tokens": job.training.num_tokens,
-            "trained_tokens": job.training.num_trained,
-            "refused": [asdict(refusal) for refusal in job.training.refusals],
+            **(_sft_record(job) if job.work.name == "sft" else _grpo_record(job)),
             "memory_bytes": {**asdict(job.plan.memory), "total": job.plan.memory.total_bytes},
             "flops": _total_flops(job), "seconds": _predicted_seconds(job)}
 
 
+def _sft_record(job: Job) -> dict[str, Any]:
+    training = job.work.training
+    return {"samples": len(training.samples), "tokens": training.num_tokens,
+            "trained_tokens": training.num_trained,
+            "refused": [asdict(refusal) for refusal in training.refusals]}
+
+
+def _grpo_record(job: Job) -> dict[str, Any]:
+    prompts = [{"problem": one.problem.id, "prompt_token_ids": one.prompt, "answer": one.problem.answer}
+               for one in job.work.shown[:_SHOWN_SAMPLES]]
+    return {"tasks": job.work.data(), "longest_prompt": job.work.longest_prompt, "prompts": prompts,
+            "cache_bytes": _cache_bytes(job)}
+
+
 def print_plan(job: Job, stream: TextIO) -> None:
     """Print what a job will do, what was left out of its data, and why derived settings are as they are."""
-    plan, data = job.plan, job.training
-    if refused := data.describe_refusals():
-        print_note(refused)
+    plan = job.plan
+    memory = (f"about {format_bytes(plan.memory.total_bytes)}: weights "
+              f"{format_bytes(plan.memory.weights_bytes)}, optimizer "
+              f"{format_bytes(plan.memory.optimizer_bytes)}, activations "
+              f"{format_bytes(plan.memory.activations_bytes)}")
     lines = {
-        "model": f"{job.stored.name}, {format_count(job.spec.num_parameters)} parameters, "
+        "model": f"{job.opened.stored.name}, {format_count(job.opened.spec.num_parameters)} parameters, "
                  f"{format_count(plan.num_trainable)} learn",
-        "data": f"{len(data.samples)} samples, {format_count(data.num_tokens)} tokens, "
-                f"{format_count(data.num_trained)} trained",
-        "steps": f"{plan.num_steps} of {plan.settings.batch_size} samples",
-        "memory": f"about {format_bytes(plan.memory.total_bytes)}: weights "
-                  f"{format_bytes(plan.memory.weights_bytes)}, optimizer "
-                  f"{format_bytes(plan.memory.optimizer_bytes)}, activations "
-                  f"{format_bytes(plan.memory.activations_bytes)}",
+        **(_sft_lines(job) if job.work.name == "sft" else _grpo_lines(job)), "memory": memory,
         "time": f"about {format_seconds(_predicted_seconds(job))} on an idle machine"}
+    if job.work.name == "grpo":
+        lines["memory"] += f"; rollouts up to {format_bytes(_cache_bytes(job))} more"
+        lines["time"] += ", if every completion is as long as it may be"
     for name, reason in plan.reasons.items():
         value = plan.num_steps if name == "steps" else getattr(plan.settings, name)
         lines[name] = f"{lines[name]}; {reason}" if name in lines else f"{value} ({reason})"
@@ -52,9 +66,32 @@ def print_plan(job: Job, stream: TextIO) -> None:
         print(f"{name.ljust(width)}  {text}", file=stream)
 
 
+def _sft_lines(job: Job) -> dict[str, str]:
+    data = job.work.training
+    if refused := data.describe_refusals():
+        print_note(refused)
+    return {"data": f"{len(data.samples)} samples, {format_count(data.num_tokens)} tokens, "
+                    f"{format_count(data.num_trained)} trained",
+            "steps": f"{job.plan.num_steps} of {job.plan.settings.batch_size} samples"}
+
+
+def _grpo_lines(job: Job) -> dict[str, str]:
+    settings = job.plan.settings
+    updates = settings.updates * settings.passes
+    return {"task": ", ".join(f"{name} ({source})" for name, source in job.work.data().items()),
+            "steps": f"{job.plan.num_steps} of {settings.prompts} prompts x {settings.group_size} completions"
+                     + (f", {updates} updates each" if updates > 1 else ""),
+            "loss": settings.loss}
+
+
 def print_samples(job: Job, *, has_colour: bool) -> None:
-    """Print the first samples of the run's order; trained tokens are green, or between brackets."""
-    for sample in job.training.samples[:_SHOWN_SAMPLES]:
+    """Print the first samples, trained tokens green or between brackets; or the first prompts."""
+    if job.work.name == "grpo":
+        for one in job.work.shown[:_SHOWN_SAMPLES]:
+            print(f"\n{one.problem.id}: {len(one.prompt)} tokens, answer `{one.problem.answer}`")
+            print(job.opened.tokenizer.decode(one.prompt, skip_special=False))
+        return
+    for sample in job.work.training.samples[:_SHOWN_SAMPLES]:
         print(f"\n{sample.file}:{sample.line}: {len(sample.token_ids)} tokens, {sample.num_trained} trained")
         print(_marked(job, sample, *((_TRAINED, _PLAIN) if has_colour else ("[[", "]]"))))
 
@@ -63,27 +100,53 @@ def _marked(job: Job, sample: Sample, start: str, end: str) -> str:
     parts, first = [], 0
     for place in range(1, len(sample.token_ids) + 1):
         if place == len(sample.token_ids) or sample.is_trained[place] != sample.is_trained[first]:
-            text = job.tokenizer.decode(sample.token_ids[first:place], skip_special=False)
+            text = job.opened.tokenizer.decode(sample.token_ids[first:place], skip_special=False)
             parts.append(f"{start}{text}{end}" if sample.is_trained[first] else text)
             first = place
     return "".join(parts)
 
 
+def _cache_bytes(job: Job) -> int:
+    from openhearth import hardware
+    from openhearth.tune.derive_grpo import cache_bytes
+
+    settings = job.plan.settings
+    return cache_bytes(settings, job.opened.spec, job.work.longest_prompt + settings.max_tokens,
+                       hardware.read_memory().available_bytes)
+
+
 def _total_flops(job: Job) -> int:
+    """Operations of all updates; those of rollouts are not among them."""
     from openhearth.tune.memory import step_flops
 
-    lengths = [len(sample.token_ids) for sample in job.training.samples]
-    epochs = job.plan.num_steps * job.plan.settings.batch_size / len(lengths)
-    return round(epochs * step_flops(job.spec, lengths, is_full=job.plan.settings.weights == "full"))
+    settings = job.plan.settings
+    if job.work.name == "sft":
+        lengths = [len(sample.token_ids) for sample in job.work.training.samples]
+        repeats = job.plan.num_steps * settings.batch_size / len(lengths)
+    else:
+        longest = job.work.longest_prompt + settings.max_tokens
+        lengths = [longest] * (settings.prompts * settings.group_size)
+        repeats = job.plan.num_steps * settings.passes
+    return round(repeats * step_flops(job.opened.spec, lengths, is_full=settings.weights == "full"))
 
 
 def _predicted_seconds(job: Job) -> float:
-    """Seconds at a tenth of a TFLOP/s per core in float32, three times that where bfloat16 is native."""
+    """Seconds at a tenth of a TFLOP/s per core in float32, three times that where bfloat16 is native.
+
+    A token of a rollout reads all weights once for the whole batch, and costs its operations besides.
+    """
     from openhearth import hardware
 
-    cores = job.plan.settings.threads or hardware.usable_cores()
-    rate = cores * (3e11 if job.plan.settings.dtype == "bfloat16" and hardware.has_fast_bfloat16() else 5e10)
-    return _total_flops(job) / rate
+    settings = job.plan.settings
+    cores = settings.threads or hardware.usable_cores()
+    is_fast = settings.dtype == "bfloat16" and hardware.has_fast_bfloat16()
+    rate = cores * (3e11 if is_fast else 5e10)
+    seconds = _total_flops(job) / rate
+    if job.work.name == "grpo":
+        spec, num_tokens = job.opened.spec, job.plan.num_steps * settings.max_tokens
+        drawn = settings.prompts * settings.group_size * spec.flops_per_token(job.work.longest_prompt)
+        seconds += num_tokens * (job.plan.memory.weights_bytes / (cores * _BYTES_PER_S) + drawn / rate)
+    return seconds
 
 
 class ProgressLine:
@@ -96,9 +159,8 @@ class ProgressLine:
     def show(self, metrics: StepMetrics) -> None:
         """Take a step's metrics."""
         left_s = (self.num_steps - metrics.step) * metrics.seconds
-        mfu = f", MFU {metrics.mfu:.0%}" if metrics.mfu else ""
-        text = (f"step {metrics.step}/{self.num_steps}  loss {metrics.loss:.4f}  "
-                f"lr {metrics.learning_rate:.2e}  {metrics.tokens_per_s:.0f} tokens/s{mfu}  "
+        said = _grpo_text(metrics.report) if metrics.report else _sft_text(metrics)
+        text = (f"step {metrics.step}/{self.num_steps}  {said}  lr {metrics.learning_rate:.2e}  "
                 f"{format_seconds(left_s)} left")
         if self.is_terminal:
             print(f"\r\033[K{text}", end="", file=self.stream, flush=True)
@@ -111,3 +173,17 @@ class ProgressLine:
     def __exit__(self, *_: object) -> None:
         if self.is_terminal:
             print(file=self.stream)
+
+
+def _sft_text(metrics: StepMetrics) -> str:
+    mfu = f", MFU {metrics.mfu:.0%}" if metrics.mfu else ""
+    return f"loss {metrics.loss:.4f}  {metrics.tokens_per_s:.0f} tokens/s{mfu}"
+
+
+def _grpo_text(report: Mapping[str, float]) -> str:
+    failed = f"  {report['failed_graders']:.0f} graders failed" if report["failed_graders"] else ""
+    return (f"reward {report['reward']:.3f}  pass {report['pass_rate']:.0%}  "
+            f"length {report['completion_tokens']:.0f}  entropy {report['entropy']:.2f}  "
+            f"skipped {report['skipped_groups']:.0f}{failed}  ratio {report['ratio_max_difference']:.1g}  "
+            f"{report['rollout_tokens_per_s']:.0f} + {report['update_tokens_per_s']:.0f} tokens/s  "
+            f"{report['rollout_seconds']:.1f} + {report['update_seconds']:.1f} s")

@@ -1,5 +1,6 @@
 """Token ids in, token ids out: continuous batching, paged cache, sampling."""
 
+from openhearth.engine.asking import complete
 from openhearth.engine.engine import Engine
 from openhearth.engine.records import (
     Completion,
@@ -25,4 +26,5 @@ __all__ = [
     "Sampling",
     "TokenEvent",
     "TokenMask",
+    "complete",
 ]

@@ -36,7 +36,7 @@ from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.logprob import token_logprobs
 from openhearth.kernels.lora import AdapterRows
 from openhearth.kernels.sampling import Draw, Row, TokenCounts, draw, needs_counts
-from openhearth.models import Adapter, AdapterWeights, attach, detach, find_adapter, record
+from openhearth.models import Adapter, AdapterWeights, Learning, attach, detach, find_adapter, record
 
 _ROWS_AT_ONCE = 64
 """Rows of logits held at a time; a vocabulary row is up to a megabyte."""
@@ -85,7 +85,8 @@ class Engine:
         """Put a request into the line; returns the id that its events carry.
 
         Raises, before anything is queued: PromptTooLong, QueueFull; UsageError for token ids that
-        the vocabulary does not have and for an adapter that is not attached.
+        the vocabulary does not have, for an adapter that is not attached, and for weights that changed
+        without `renew`.
         """
         self._check(request)
         sampling, prompt = request.sampling, request.prompt_token_ids
@@ -139,6 +140,18 @@ class Engine:
                              hint="let them end, or cancel them")
         detach(self.model, name)
         self._record()
+
+    def renew(self, weights_version: str) -> None:
+        """Take over weights that changed in place: pack them again and forget what the old ones cached.
+
+        Raises: UsageError while requests are open; they would go on with other weights.
+        """
+        if self._live:
+            raise UsageError(f"weights changed under {len(self._live)} open requests",
+                             hint="let them end, or cancel them")
+        self.weights_version = weights_version
+        self._learning.renew()
+        self.pages.drop_cached()
 
     def cancel(self, request_id: int, index: int | None = None) -> None:
         """End one completion of a request, or all of them; their pages are free on return.
@@ -216,6 +229,9 @@ class Engine:
 
     def _check(self, request: Request) -> None:
         prompt, sampling = request.prompt_token_ids, request.sampling
+        if not self._learning.is_current:
+            raise UsageError("the model's weights changed since the engine packed them",
+                             hint="engine.renew(version) after every optimizer step")
         if len(prompt) >= self.context_length:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens, the context {self.context_length}",
@@ -255,6 +271,7 @@ class Engine:
 
     def _record(self) -> None:
         self.program = record(self.model, self._cache.kv)
+        self._learning = Learning(self.model)
 
     def _run(self, batch: Batch) -> Tensor:
         forward = self.model.forward if self.program is None else self.program.forward

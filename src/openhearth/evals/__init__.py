@@ -2,12 +2,11 @@
 
 from openhearth.evals.folder import EvalFolder, hash_settings, read_samples
 from openhearth.evals.records import EvalSettings, Sample, request_seed
-from openhearth.evals.running import NOW, describe, evaluate, num_problems, render_problem, resolve_sampling
+from openhearth.evals.running import describe, evaluate, num_problems, render_problem, resolve_sampling
 from openhearth.evals.statistics import Paired, compare, pass_at_k, wilson_interval
 from openhearth.evals.summary import TaskResult, compare_samples, summarise
 
 __all__ = [
-    "NOW",
     "EvalFolder",
     "EvalSettings",
     "Paired",

@@ -14,19 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from openhearth.engine import Completion, Request, Sampling
+from openhearth.engine import Completion, Request, Sampling, complete
 from openhearth.errors import PromptTooLong, TemplateError
-from openhearth.evals.asking import complete
 from openhearth.evals.records import EvalSettings, Sample, request_seed
 from openhearth.local import LocalModel
-from openhearth.tasks import Grading, Problem, Task, Verdict
+from openhearth.tasks import NOW, Grading, Problem, Task, Verdict
 
 _ENDLESS = 200
-NOW = datetime(2026, 1, 1)
-"""Templates that write the date write this one, so that a problem's prompt is the same every day."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ Every model has ``forward(token_ids_T, positions_T, attn) -> hidden_TD``, ``logi
 
 from openhearth.models.loading import load_model
 from openhearth.models.lora import Adapter, AdapterWeights, attach, detach, find_adapter
-from openhearth.models.recording import record
+from openhearth.models.recording import Learning, record
 from openhearth.models.registry import ARCHITECTURES, Architecture, find_architecture
 
-__all__ = ["ARCHITECTURES", "Adapter", "AdapterWeights", "Architecture", "attach", "detach", "find_adapter",
-           "find_architecture", "load_model", "record"]
+__all__ = ["ARCHITECTURES", "Adapter", "AdapterWeights", "Architecture", "Learning", "attach", "detach",
+           "find_adapter", "find_architecture", "load_model", "record"]

@@ -4,6 +4,7 @@ from openhearth.tasks.finding import find, list_names
 from openhearth.tasks.grading import Grading
 from openhearth.tasks.naming import TaskRef, parse_task
 from openhearth.tasks.records import (
+    NOW,
     SPLITS,
     Grader,
     Problem,
@@ -19,6 +20,7 @@ from openhearth.tasks.records import (
 from openhearth.tasks.splits import Generated, Listed, split_of
 
 __all__ = [
+    "NOW",
     "SPLITS",
     "Generated",
     "Grader",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, Protocol
 
 from openhearth.errors import UsageError
@@ -15,6 +16,8 @@ from openhearth.errors import UsageError
 Split = Literal["train", "test"]
 VerdictKind = Literal["correct", "wrong", "no_answer", "grader_failed"]
 SPLITS: tuple[Split, ...] = ("train", "test")
+NOW = datetime(2026, 1, 1)
+"""Templates that write the date write this one, so that a problem's prompt is the same every day."""
 
 
 @dataclass(frozen=True)

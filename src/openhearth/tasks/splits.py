@@ -31,7 +31,8 @@ class Generated:
     problem n makes all problems before it, once.
     """
 
-    num_problems = None
+    num_problems: int | None = None
+    """None until the generator has run out."""
 
     def __init__(self, make: Callable[[int], tuple[str, Problem]], split: Split) -> None:
         self._make = make
@@ -61,6 +62,7 @@ class Generated:
             return self._found[index]
 
     def _exhausted(self, why: str) -> UsageError:
+        self.num_problems = len(self._found)
         return UsageError(f"there are only {len(self._found)} different `{self._split}` problems", why=why,
                           hint="ask for fewer, or make the task's options wider")
 

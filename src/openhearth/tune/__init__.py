@@ -2,9 +2,13 @@
 
 from openhearth.tune.data import Refusal, Sample, SampleSet
 from openhearth.tune.derive import Plan
-from openhearth.tune.jobs import Job, prepare, run_job
-from openhearth.tune.settings import SftSettings, build_settings, read_recipe
+from openhearth.tune.jobs import load_learner, open_model, prepare, run_job
+from openhearth.tune.methods.grpo import GrpoWork
+from openhearth.tune.methods.records import Job, Learner, Opened
+from openhearth.tune.methods.sft import SftWork
+from openhearth.tune.settings import GrpoSettings, SftSettings, TuneSettings, build_settings, read_recipe
 from openhearth.tune.training import StepMetrics
 
-__all__ = ["Job", "Plan", "Refusal", "Sample", "SampleSet", "SftSettings", "StepMetrics", "build_settings",
-           "prepare", "read_recipe", "run_job"]
+__all__ = ["GrpoSettings", "GrpoWork", "Job", "Learner", "Opened", "Plan", "Refusal", "Sample", "SampleSet",
+           "SftSettings", "SftWork", "StepMetrics", "TuneSettings", "build_settings", "load_learner",
+           "open_model", "prepare", "read_recipe", "run_job"]

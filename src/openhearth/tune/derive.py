@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from openhearth import hardware
+from openhearth.formats.records import Checkpoint
 from openhearth.models.adapter_files import lora_scale
-from openhearth.spec import ModelSpec
+from openhearth.spec import ModelSpec, weight_bytes
 from openhearth.tune.memory import MemoryTerms, training_memory
-from openhearth.tune.settings import SftSettings
+from openhearth.tune.settings import SftSettings, TuneSettings
 
 _RANK = 16
 _LORA_RATE, _FULL_RATE = 2e-4, 2e-5
@@ -33,7 +34,7 @@ class Plan:
     reasons: setting -> why it has its value. Example: ``plan.reasons["lora_rank"]``.
     """
 
-    settings: SftSettings
+    settings: TuneSettings
     num_steps: int
     reasons: dict[str, str]
     memory: MemoryTerms
@@ -46,11 +47,14 @@ class Plan:
                           is_rank_stabilised=self.settings.is_rank_stabilised)
 
 
-class _Deriver:
-    def __init__(self, settings: SftSettings) -> None:
+class Deriver:
+    """Settings as they are filled in, and the reason of each. Example: ``Deriver(settings).reasons``."""
+
+    def __init__(self, settings: TuneSettings) -> None:
         self.settings, self.reasons = settings, {}
 
     def fill(self, name: str, value: Any, reason: str) -> None:
+        """Set a setting that nobody gave."""
         if getattr(self.settings, name) in (None, "auto"):
             self.settings = replace(self.settings, **{name: value})
             self.reasons[name] = reason
@@ -59,7 +63,7 @@ class _Deriver:
 def derive_data_settings(settings: SftSettings, spec: ModelSpec, *, has_template: bool) -> tuple[SftSettings,
                                                                                            dict[str, str]]:
     """Return the settings that decide how rows are read, filled in, and the reasons."""
-    deriver = _Deriver(settings)
+    deriver = Deriver(settings)
     deriver.fill("chat", has_template, "the model has a chat template" if has_template
                  else "the model has no chat template")
     longest = min(spec.max_position, _MAX_TOKENS)
@@ -67,30 +71,49 @@ def derive_data_settings(settings: SftSettings, spec: ModelSpec, *, has_template
     return deriver.settings, deriver.reasons
 
 
-def derive_plan(settings: SftSettings, spec: ModelSpec, lengths: Sequence[int], *,
-                available_bytes: int) -> Plan:
-    """Return the plan of a run. lengths: tokens of each sample. available_bytes: memory it may use."""
-    deriver = _Deriver(settings)
-    is_lora = settings.weights == "lora"
-    is_fast = hardware.has_fast_bfloat16()
-    deriver.fill("dtype", "bfloat16" if is_fast else "float32",
-                 "this CPU multiplies bfloat16 natively" if is_fast else "this CPU has no bfloat16 products")
-    deriver.fill("lora_rank", _RANK, "enough for most tasks on a small model")
-    deriver.fill("lora_alpha", 2.0 * deriver.settings.lora_rank, "twice the rank")
-    deriver.fill("learning_rate", _LORA_RATE if is_lora else _FULL_RATE,
-                 f"usual for {'LoRA' if is_lora else 'all weights'} with AdamW")
-    num_trainable = (spec.num_parameters if not is_lora
-                     else count_lora(spec, deriver.settings.lora_rank, deriver.settings.lora_layers))
-    _fill_memory(deriver, spec, lengths, num_trainable, available_bytes)
+def derive_plan(settings: SftSettings, spec: ModelSpec, lengths: Sequence[int], *, available_bytes: int,
+                base_bytes: int | None = None) -> Plan:
+    """Return the plan of a run. lengths: tokens of each sample. available_bytes: memory it may use.
+
+    base_bytes: as for `training_memory`.
+    """
+    deriver = Deriver(settings)
+    fill_weights(deriver, rate=_LORA_RATE if settings.weights == "lora" else _FULL_RATE)
+    num_trainable = count_trainable(deriver.settings, spec)
+    batch_tokens = sum(sorted(lengths)[-settings.batch_size:])
+    terms = fill_memory(deriver, spec, max(lengths), batch_tokens, num_trainable, available_bytes, base_bytes)
     settings = deriver.settings
     per_epoch = math.ceil(len(lengths) / settings.batch_size)
     num_steps = settings.steps or max(1, round(settings.epochs * len(lengths) / settings.batch_size))
     if settings.steps is None:
         deriver.reasons["steps"] = (f"{settings.epochs:g} epochs of {len(lengths)} samples, "
                                     f"{per_epoch} steps each")
-    terms = training_memory(spec, num_trainable, settings.dtype, min(settings.pack_tokens, _batch_tokens(
-        lengths, settings.batch_size)), is_full=not is_lora, is_recomputing=settings.recompute)
     return Plan(settings, num_steps, deriver.reasons, terms, num_trainable)
+
+
+def fill_weights(deriver: Deriver, *, rate: float) -> None:
+    """Fill in what all methods share about weights. rate: learning rate that is usual for the method."""
+    is_lora, is_plain = deriver.settings.weights == "lora", deriver.settings.base == "plain"
+    is_fast = hardware.has_fast_bfloat16()
+    deriver.fill("dtype", "bfloat16" if is_fast or not is_plain else "float32",
+                 f"{deriver.settings.base} weights are computed with in it" if not is_plain
+                 else "this CPU multiplies bfloat16 natively" if is_fast
+                 else "this CPU has no bfloat16 products")
+    deriver.fill("lora_rank", _RANK, "enough for most tasks on a small model")
+    deriver.fill("lora_alpha", 2.0 * deriver.settings.lora_rank, "twice the rank")
+    deriver.fill("learning_rate", rate, f"usual for {'LoRA' if is_lora else 'all weights'} with AdamW")
+
+
+def count_trainable(settings: TuneSettings, spec: ModelSpec) -> int:
+    """Return how many numbers learn."""
+    if settings.weights == "full":
+        return spec.num_parameters
+    return count_lora(spec, settings.lora_rank, settings.lora_layers)
+
+
+def base_bytes(settings: TuneSettings, checkpoint: Checkpoint, spec: ModelSpec) -> int | None:
+    """Return the bytes of frozen weights that are not held as plain numbers, None for plain ones."""
+    return None if settings.base == "plain" else weight_bytes(checkpoint, spec, settings.base)
 
 
 def count_lora(spec: ModelSpec, rank: int, layers: Sequence[str]) -> int:
@@ -103,23 +126,20 @@ def count_lora(spec: ModelSpec, rank: int, layers: Sequence[str]) -> int:
     return spec.num_layers * rank * sum(sizes[layer] for layer in layers)
 
 
-def _batch_tokens(lengths: Sequence[int], batch_size: int) -> int:
-    """Tokens of the largest batch there can be."""
-    return sum(sorted(lengths)[-batch_size:])
+def fill_memory(deriver: Deriver, spec: ModelSpec, longest: int, batch_tokens: int, num_trainable: int,
+                available_bytes: int, base_bytes: int | None) -> MemoryTerms:
+    """Choose the largest pack that fits into a share of the memory; recompute only if none does.
 
-
-def _fill_memory(deriver: _Deriver, spec: ModelSpec, lengths: Sequence[int], num_trainable: int,
-                 available_bytes: int) -> None:
-    """Choose the largest pack that fits into a share of the memory; recompute only if none does."""
-    settings = deriver.settings
-    longest, room = max(lengths), available_bytes * _MEMORY_SHARE
-    batch_tokens = _batch_tokens(lengths, settings.batch_size)
+    longest: tokens of the longest sequence; batch_tokens: of the largest update there can be.
+    """
+    settings, room = deriver.settings, available_bytes * _MEMORY_SHARE
     sizes = [settings.pack_tokens] if settings.pack_tokens else sorted(
         {max(size, longest) for size in _PACK_TOKENS}, reverse=True)
     for is_recomputing in ([False, True] if settings.recompute is None else [settings.recompute]):
         for size in sizes:
             terms = training_memory(spec, num_trainable, settings.dtype, min(size, batch_tokens),
-                                    is_full=settings.weights == "full", is_recomputing=is_recomputing)
+                                    is_full=settings.weights == "full", is_recomputing=is_recomputing,
+                                    base_bytes=base_bytes)
             if terms.total_bytes <= room:
                 break
         else:
@@ -131,3 +151,4 @@ def _fill_memory(deriver: _Deriver, spec: ModelSpec, lengths: Sequence[int], num
                  else f"the longest sample; even that takes more than {share}")
     deriver.fill("recompute", is_recomputing, "activations do not fit otherwise" if is_recomputing
                  else "activations fit")
+    return terms

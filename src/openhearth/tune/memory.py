@@ -32,16 +32,16 @@ class MemoryTerms:
 
 
 def training_memory(spec: ModelSpec, num_trainable: int, dtype: str, pack_tokens: int, *, is_full: bool,
-                    is_recomputing: bool) -> MemoryTerms:
+                    is_recomputing: bool, base_bytes: int | None = None) -> MemoryTerms:
     """Predict the peak of a step.
 
-    weights: one copy, and a packed one where they learn. optimizer: master, gradient and two moments in
-    float32. activations: per token and layer, the inputs that the backward pass needs: two norms' and two
-    sums' in float32, those of the linear layers and of attention in dtype; with recomputation one residual
-    stream and a single layer's.
+    base_bytes: of frozen weights that are not held as plain numbers. weights: one copy, and a packed one
+    where they learn. optimizer: master, gradient and two moments in float32. activations: per token and
+    layer, the inputs that the backward pass needs: two norms' and two sums' in float32, those of the linear
+    layers and of attention in dtype; with recomputation one residual stream and a single layer's.
     """
     number = _NUMBER_BYTES[dtype]
-    weights = spec.num_parameters * number * (2 if is_full else 1)
+    weights = base_bytes or spec.num_parameters * number * (2 if is_full else 1)
     heads, cache = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
     residual = 4 * 4 * spec.hidden_size
     low = number * (2 * spec.hidden_size + 2 * heads + 2 * cache + 3 * spec.intermediate_size)

@@ -20,7 +20,7 @@ from openhearth.spec.to_config import config_of
 from openhearth.tune.weights import adapter_weights
 
 if TYPE_CHECKING:
-    from openhearth.tune.jobs import Job
+    from openhearth.tune.methods.records import Job
 
 _COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json",
            "special_tokens_map.json", "chat_template.jinja")
@@ -34,21 +34,21 @@ def write_output(folder: Path, job: Job, model: nn.Module, adapter: Adapter | No
         return
     write_adapter(folder, adapter_weights(adapter, job.plan.lora_scale), rank=settings.lora_rank,
                   alpha=settings.lora_alpha, is_rank_stabilised=settings.is_rank_stabilised,
-                  base_model=settings.model, base_weights_sha256=job.stored.weights_sha256)
+                  base_model=settings.model, base_weights_sha256=job.opened.stored.weights_sha256)
 
 
 def _write_model(folder: Path, job: Job, model: nn.Module) -> None:
-    is_gguf = job.checkpoint.format == "gguf"
+    is_gguf = job.opened.checkpoint.format == "gguf"
     if is_gguf:
-        for name, text in chat.tokenizer_files(job.checkpoint).items():
+        for name, text in chat.tokenizer_files(job.opened.checkpoint).items():
             (folder / name).write_text(text, encoding="utf-8")
     for name in _COPIED:
-        if not is_gguf and (job.checkpoint.path / name).exists():
-            shutil.copyfile(job.checkpoint.path / name, folder / name)
+        if not is_gguf and (job.opened.checkpoint.path / name).exists():
+            shutil.copyfile(job.opened.checkpoint.path / name, folder / name)
     if is_gguf:
-        config = config_of(job.spec, dtype=job.plan.settings.dtype)
+        config = config_of(job.opened.spec, dtype=job.plan.settings.dtype)
     else:
-        kept = {name: value for name, value in job.checkpoint.config.items() if name != "torch_dtype"}
+        kept = {name: value for name, value in job.opened.checkpoint.config.items() if name != "torch_dtype"}
         config = {**kept, "dtype": job.plan.settings.dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tensors(folder / "model.safetensors", dict(model.named_parameters()), {"format": "pt"})

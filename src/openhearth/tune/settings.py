@@ -5,12 +5,13 @@ Every field that is None is derived (`derive.py`) and printed with its reason.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,38 +21,28 @@ from openhearth.tune import schedule
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-@dataclass(frozen=True)
-class SftSettings:
-    """Supervised fine-tuning.
+@dataclass(frozen=True, kw_only=True)
+class TuneSettings:
+    """What all methods share: what learns, in which numbers, and how fast.
 
-    model: as for `hearth run`. data: files of rows (`data/rendering.py`). out: the run's name.
-    eval_data: files whose loss is measured before and after. weights: "lora" trains small matrices beside
-    the linear layers, "full" all weights. lora_rank: inner size of those matrices. lora_alpha: what they add
-    is scaled by alpha / rank, with is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear
-    layers. dtype: numbers of the weights and activations; masters and optimizer are float32.
-    chat: prompt and completion become messages of a chat. max_tokens: longest sample. batch_size: samples
-    per step. pack_tokens: tokens of one forward; a step adds up several. epochs: passes over the data;
-    steps: their number instead. warmup: share of the steps. weight_decay, clip, beta2: AdamW's.
-    recompute: activations of a layer are computed again on the way back instead of kept.
-    checkpoint_every: steps. Example: ``SftSettings("smollm2", ("train.jsonl",), "polite")``.
+    weights: "lora" trains small matrices beside the linear layers, "full" all weights. base: how the frozen
+    weights under LoRA are held: "plain" numbers, "stored" as in a GGUF file, quantised to "int8" or "int4".
+    lora_rank: inner size of those matrices. lora_alpha: what they add is scaled by alpha / rank, with
+    is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear layers. dtype: numbers of the weights
+    and activations; masters and optimizer are float32. pack_tokens: tokens of one forward; a step adds up
+    several. warmup: share of the steps. weight_decay, clip, beta2: AdamW's. recompute: activations of a
+    layer are computed again on the way back instead of kept. checkpoint_every: steps.
     """
 
-    model: str
-    data: tuple[str, ...]
-    out: str
-    eval_data: tuple[str, ...] = ()
     seed: int = 0
     weights: Literal["lora", "full"] = "lora"
+    base: Literal["plain", "stored", "int8", "int4"] = "plain"
     lora_rank: int | None = None
     lora_alpha: float | None = None
     is_rank_stabilised: bool = False
     lora_layers: tuple[str, ...] = LAYERS
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    chat: bool | None = None
-    max_tokens: int | None = None
-    batch_size: int = 8
     pack_tokens: int | None = None
-    epochs: float = 1.0
     steps: int | None = None
     learning_rate: float | None = None
     schedule: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
@@ -65,18 +56,8 @@ class SftSettings:
 
     def __post_init__(self) -> None:
         """Raises: UsageError for a value out of range, naming the setting."""
-        if not self.data:
-            raise UsageError("there is no data", hint="--data train.jsonl")
-        ranges = {"lora_rank": 1, "max_tokens": 2, "batch_size": 1, "pack_tokens": 2, "steps": 1,
-                  "checkpoint_every": 1, "threads": 1}
-        for name, least in ranges.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UsageError(f"{name} is `{value}`", why=f"expected {least} or more")
-        for name in ("lora_alpha", "epochs", "learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UsageError(f"{name} is `{value}`", why="expected a number above 0")
+        self.check_least(lora_rank=1, pack_tokens=2, steps=1, checkpoint_every=1, threads=1)
+        self.check_above(lora_alpha=0.0, learning_rate=0.0)
         for name, top in (("warmup", 1), ("beta2", 1), ("weight_decay", 10), ("clip", float("inf"))):
             if not 0 <= getattr(self, name) < top:
                 raise UsageError(f"{name} is `{getattr(self, name)}`", why=f"expected 0 to {top}")
@@ -85,9 +66,111 @@ class SftSettings:
         for layer in self.lora_layers:
             if layer not in LAYERS:
                 raise UsageError(f"lora_layers names `{layer}`", why=f"expected some of {', '.join(LAYERS)}")
+        if self.base != "plain" and (self.weights == "full" or self.dtype == "float32"):
+            raise UsageError(f"base `{self.base}` with weights `{self.weights}` and dtype `{self.dtype}`",
+                             why="quantised weights are frozen, and computed with in bfloat16",
+                             hint="--weights lora, and no --dtype")
+
+    def check_least(self, **least: int) -> None:
+        """Raise UsageError for a setting below its least value."""
+        for name, limit in least.items():
+            if (value := getattr(self, name)) is not None and value < limit:
+                raise UsageError(f"{name} is `{value}`", why=f"expected {limit} or more")
+
+    def check_above(self, **limits: float) -> None:
+        """Raise UsageError for a setting that is not above its limit."""
+        for name, limit in limits.items():
+            if (value := getattr(self, name)) is not None and not limit < value < float("inf"):
+                raise UsageError(f"{name} is `{value}`", why=f"expected a number above {limit:g}")
 
 
-METHODS: Mapping[str, type] = {"sft": SftSettings}
+@dataclass(frozen=True)
+class SftSettings(TuneSettings):
+    """Supervised fine-tuning.
+
+    model: as for `hearth run`. data: files of rows (`data/rendering.py`). out: the run's name. eval_data:
+    files whose loss is measured before and after. chat: prompt and completion become messages of a chat.
+    max_tokens: longest sample. batch_size: samples per step. epochs: passes over the data; steps: their
+    number instead. Example: ``SftSettings("smollm2", ("train.jsonl",), "polite")``.
+    """
+
+    model: str
+    data: tuple[str, ...]
+    out: str
+    eval_data: tuple[str, ...] = ()
+    chat: bool | None = None
+    max_tokens: int | None = None
+    batch_size: int = 8
+    epochs: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range, naming the setting."""
+        super().__post_init__()
+        if not self.data:
+            raise UsageError("there is no data", hint="--data train.jsonl")
+        self.check_least(max_tokens=2, batch_size=1)
+        self.check_above(epochs=0.0)
+
+
+@dataclass(frozen=True)
+class GrpoSettings(TuneSettings):
+    """Reinforcement learning with verifiable rewards.
+
+    model: as for `hearth run`. task: names of tasks (`tasks/finding.py`). out: the run's name. task_weights:
+    how often each is drawn, relative to each other. curriculum: tasks are taken one after the other, the next
+    once this share of the last is solved (`tune/mixture.py`). prompts: problems of a step; group_size:
+    completions of each. max_tokens: longest completion. temperature, top_k, top_p, min_p: as for sampling.
+    loss: see `losses/table.py`, which says what clip_low, clip_high and overlong are when nobody does.
+    kl: weight of the divergence from the model before tuning. overlong: completions that reach max_tokens
+    count as they are (keep), are left out of the loss (mask), or lose reward the closer they come (penalty).
+    updates: optimizer steps that the completions of a step are dealt out to; passes: over all of them.
+    kept_groups: groups of completions per step that the run's folder keeps.
+    Example: ``GrpoSettings("smollm2", ("chain_sum",), "sums")``.
+    """
+
+    model: str
+    task: tuple[str, ...]
+    out: str
+    task_weights: tuple[float, ...] = ()
+    curriculum: float | None = None
+    prompts: int = 8
+    group_size: int = 8
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "dapo"
+    clip_low: float | None = None
+    clip_high: float | None = None
+    kl: float = 0.0
+    overlong: Literal["keep", "mask", "penalty"] | None = None
+    updates: int = 1
+    passes: int = 1
+    kept_groups: int = 2
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = field(default="constant", kw_only=True)
+    checkpoint_every: int = field(default=10, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range, naming the setting."""
+        super().__post_init__()
+        if not self.task:
+            raise UsageError("there is no task", hint="--task chain_sum")
+        if self.task_weights and (len(self.task_weights) != len(self.task) or min(self.task_weights) <= 0):
+            raise UsageError(f"task_weights are {list(self.task_weights)} for {len(self.task)} tasks",
+                             why="expected one number above 0 for each")
+        if self.curriculum is not None and (self.task_weights or not 0 < self.curriculum < 1):
+            raise UsageError(f"curriculum is `{self.curriculum}`",
+                             why="expected a share between 0 and 1, and no task_weights beside it")
+        self.check_least(prompts=1, group_size=2, max_tokens=1, updates=1, passes=1, kept_groups=0)
+        self.check_above(temperature=0.0, clip_low=0.0, clip_high=0.0)
+        if self.kl < 0 or self.updates > self.prompts:
+            raise UsageError(f"kl is `{self.kl}`, updates {self.updates} of {self.prompts} prompts",
+                             why="expected kl of 0 or more, and no more updates than prompts")
+
+
+METHODS: Mapping[str, type] = {"sft": SftSettings, "grpo": GrpoSettings}
+_INPUT = {"sft": "--data FILE", "grpo": "--task NAME"}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -121,7 +204,7 @@ def build_settings(method: str, given: Mapping[str, Any]) -> Any:
     if method not in METHODS:
         near = difflib.get_close_matches(method, METHODS, 1)
         raise UsageError(f"`{method}` is no way of tuning", why=f"this version has: {', '.join(METHODS)}",
-                         hint=f"hearth tune {near[0] if near else 'sft'} MODEL --data FILE --out NAME")
+                         hint=f"hearth tune {near[0] if near else 'sft'} MODEL --out NAME --dry-run")
     kind = METHODS[method]
     hints = typing.get_type_hints(kind)
     values = {}
@@ -132,22 +215,24 @@ def build_settings(method: str, given: Mapping[str, Any]) -> Any:
                              hint=f"did you mean `{near[0]}`?" if near else "")
         if value is not None:
             values[name] = _converted(name, value, hints[name])
-    needed = [field.name for field in fields(kind) if field.name in ("model", "data", "out")]
+    needed = [one.name for one in fields(kind) if one.name in ("model", "data", "task", "out")]
     if missing := [name for name in needed if name not in values]:
         raise UsageError(f"{', '.join(missing)} must be said",
-                         hint=f"hearth tune {method} MODEL --data FILE --out NAME")
+                         hint=f"hearth tune {method} MODEL {_INPUT[method]} --out NAME")
     return kind(**values)
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)  # the latter with a Literal
+    kinds = typing.get_args(hint) if is_union else (hint,)
     for kind in kinds:
         if typing.get_origin(kind) is Literal and value in typing.get_args(kind):
             return value
         if typing.get_origin(kind) is tuple:
-            listed = [value] if isinstance(value, str) else value
-            if isinstance(listed, list | tuple) and all(isinstance(item, str) for item in listed):
-                return tuple(listed)
+            listed = value if isinstance(value, list | tuple) else [value]
+            item_kind = typing.get_args(kind)[0]
+            with contextlib.suppress(UsageError):
+                return tuple(_converted(name, item, item_kind) for item in listed)
         if kind is float and type(value) in (int, float):
             return float(value)
         if isinstance(kind, type) and type(value) is kind:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 from openhearth.errors import BadFile, Diverged
 from openhearth.models.tensor_files import read_tensors, write_tensors
@@ -22,12 +22,12 @@ from openhearth.tune.schedule import Schedule
 
 _STATE, _TENSORS = "state.json", "state.safetensors"
 _EXPLODED = 3.0
-"""A loss this many times that of guessing among all tokens is no longer learning."""
+"""A loss this many times that of guessing is no longer learning."""
 
 
 @dataclass(frozen=True)
 class StepWork:
-    """What a step computed. rows: the samples' places in the data.
+    """What one update computed. rows: the samples' places in the data.
 
     Example: ``StepWork(2.1, 512, 128, 10**12, ("a.jsonl:3",))``.
     """
@@ -43,6 +43,7 @@ class StepWork:
 class StepMetrics:
     """One line of `metrics.jsonl`. step counts from 1; mfu: share of the machine's matrix rate, 0 unknown.
 
+    loss: mean, gradient_norm: largest of the step's updates. report: what the method measured besides.
     Example: ``StepMetrics(1, 2.1, 1e-4, 0.7, 512, 128, 540.0, 0.3, 0.95)``.
     """
 
@@ -55,63 +56,91 @@ class StepMetrics:
     tokens_per_s: float
     mfu: float
     seconds: float
+    report: Mapping[str, float] = field(default_factory=dict)
 
 
 class Loop(Protocol):
-    """A method's own part."""
+    """A method's own part. guess_loss: that of knowing nothing; a multiple of it is no longer learning."""
 
     optimizer: Optimizer
+    guess_loss: float
 
-    def backward(self, step: int) -> StepWork:
-        """Leave the gradients of a step, counted from 0, in the optimizer; return what it took."""
+    def updates(self, step: int) -> Iterator[StepWork]:
+        """Do a step, counted from 0: yield whenever the optimizer holds the gradients of one update."""
+        ...
+
+    def report(self) -> dict[str, float]:
+        """Return what the last step measured besides, by name."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides weights and optimizer, as JSON values."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
         ...
 
 
-def train(run: RunFolder, loop: Loop, schedule: Schedule, *, vocab_size: int, checkpoint_every: int,
+def train(run: RunFolder, loop: Loop, schedule: Schedule, *, checkpoint_every: int,
           matmul_flops_per_s: float, on_step: Callable[[StepMetrics], None]) -> None:
     """Do the steps of a run that are not done yet. The last one is always followed by a checkpoint.
 
     Raises: Diverged for a loss or gradient that is not finite, or far above that of guessing: the weights
     are those of the newest checkpoint then, and `diverged.json` names the batch. NotEnoughDisk.
     """
-    first = _resume(run, loop.optimizer)
+    first = _resume(run, loop)
     for step in range(first, schedule.num_steps):
         started = time.perf_counter()
-        work = loop.backward(step)
-        norm = loop.optimizer.gradient_norm()
-        if not math.isfinite(work.loss) or not math.isfinite(norm) or (
-                work.loss > _EXPLODED * math.log(vocab_size)):
-            raise _diverged(run, step, work, norm)
-        rate = schedule.rate(step)
-        loop.optimizer.step(rate, norm)
-        seconds = time.perf_counter() - started
-        mfu = work.flops / seconds / matmul_flops_per_s if matmul_flops_per_s else 0.0
-        metrics = StepMetrics(step + 1, work.loss, rate, norm, work.num_tokens, work.num_trained,
-                              work.num_tokens / seconds, mfu, seconds)
-        run.append_metrics(asdict(metrics))
+        rate, works, norms = schedule.rate(step), [], []
+        for work in loop.updates(step):
+            norm = loop.optimizer.gradient_norm()
+            if not math.isfinite(work.loss) or not math.isfinite(norm) or (
+                    work.loss > _EXPLODED * loop.guess_loss):
+                raise _diverged(run, step, work, norm)
+            loop.optimizer.step(rate, norm)
+            works.append(work)
+            norms.append(norm)
+        metrics = _metrics(step, rate, works, norms, time.perf_counter() - started, matmul_flops_per_s,
+                           loop.report())
+        record = asdict(metrics)
+        report = record.pop("report")
+        run.append_metrics(record | report)
         on_step(metrics)
         if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.num_steps:
-            _save(run, loop.optimizer, step + 1)
+            _save(run, loop, step + 1)
 
 
-def _save(run: RunFolder, optimizer: Optimizer, step: int) -> None:
+def _metrics(step: int, rate: float, works: Sequence[StepWork], norms: Sequence[float], seconds: float,
+             matmul_flops_per_s: float, report: Mapping[str, float]) -> StepMetrics:
+    num_tokens = sum(work.num_tokens for work in works)
+    flops = sum(work.flops for work in works)
+    return StepMetrics(
+        step + 1, sum(work.loss for work in works) / max(1, len(works)), rate, max(norms, default=0.0),
+        num_tokens, sum(work.num_trained for work in works), num_tokens / seconds,
+        flops / seconds / matmul_flops_per_s if matmul_flops_per_s else 0.0, seconds, report)
+
+
+def _save(run: RunFolder, loop: Loop, step: int) -> None:
     with run.checkpoints.writing(step) as folder:
-        write_tensors(folder / _TENSORS, optimizer.state())
-        (folder / _STATE).write_text(json.dumps({"step": step, "optimizer_steps": optimizer.num_steps}))
+        write_tensors(folder / _TENSORS, loop.optimizer.state())
+        (folder / _STATE).write_text(json.dumps({
+            "step": step, "optimizer_steps": loop.optimizer.num_steps, "loop": loop.state()}))
 
 
-def _resume(run: RunFolder, optimizer: Optimizer) -> int:
+def _resume(run: RunFolder, loop: Loop) -> int:
     checkpoint = run.checkpoints.newest()
     if checkpoint is None:
         run.rewind_metrics(0)
         return 0
     state = json.loads((checkpoint.path / _STATE).read_bytes())
     tensors = read_tensors(checkpoint.path / _TENSORS)[0]
-    own = optimizer.state()
+    own = loop.optimizer.state()
     if tensors.keys() != own.keys() or any(tensors[name].shape != own[name].shape for name in own):
         raise BadFile(f"the checkpoint `{checkpoint.path}` is of other weights than this run trains",
                       hint="start again under another name: --out NAME")
-    optimizer.load_state(tensors, state["optimizer_steps"])
+    loop.optimizer.load_state(tensors, state["optimizer_steps"])
+    loop.load_state(state["loop"])
     run.rewind_metrics(checkpoint.step)
     return checkpoint.step
 

@@ -8,7 +8,7 @@ from support.attention import Pages, draw, rotation_of, run_whole
 from support.native import ISAS, every_dtype, every_isa
 
 from openhearth.errors import Unsupported, UsageError
-from openhearth.kernels.attention import native, reference
+from openhearth.kernels.attention import blocks, native, reference
 from openhearth.kernels.attention.inputs import AttnInput
 
 SHAPES = [(4, 4, 16), (6, 2, 64), (5, 1, 34), (40, 1, 8), (9, 3, 2)]  # heads, kv heads, head size
@@ -107,16 +107,38 @@ def test_scores_that_would_overflow_an_exponential_are_weighed(isa):
 
 
 @every_isa
-def test_gradients_are_those_of_the_reference(isa):
-    shape, lengths = (6, 2, 16), (70, 1, 20)
-    ours = [tensor.requires_grad_() for tensor in draw(91, shape, torch.float32)]
+@pytest.mark.parametrize("lengths", [(70, 1, 20), (300, 1, 20), (5, 64, 0, 60, 3, 50, 4)], ids=str)
+def test_gradients_are_those_of_the_reference(isa, lengths):
+    """Short sequences go through padded blocks (`attention/blocks.py`), a pack with one of 300 does not."""
+    shape, count = (6, 2, 16), sum(lengths)
+    ours = [tensor.requires_grad_() for tensor in draw(count, shape, torch.float32)]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    attn, rotation = AttnInput.without_cache(lengths), rotation_of(torch.arange(91), 16)
+    attn, rotation = AttnInput.without_cache(lengths), rotation_of(torch.arange(count), 16)
+    assert blocks.covers(attn) == (max(lengths) < 300)
     native.attend(native.plan_attention(attn), 0, *ours, rotation, isa=isa).square().sum().backward()
     plan = reference.plan_attention(attn, dtype=torch.float32, device=torch.device("cpu"))
     reference.attend_turned(plan, 0, *theirs, rotation).square().sum().backward()
     for our, their in zip(ours, theirs, strict=True):
         torch.testing.assert_close(our.grad, their.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_in_bfloat16_are_nearer_to_float64_than_one_rounding():
+    shape, lengths = (6, 2, 16), (33, 9, 30, 1)
+    ours = [tensor.requires_grad_() for tensor in draw(73, shape, torch.bfloat16)]
+    grads_TD = torch.randn(73, 96, generator=torch.Generator().manual_seed(5))
+    attn = AttnInput.without_cache(lengths)
+    positions = torch.cat([torch.arange(length) for length in lengths])
+    rotation = rotation_of(positions, 16)
+    native.attend(native.plan_attention(attn), 0, *ours, rotation).backward(grads_TD.bfloat16())
+    start = 0
+    for length in lengths:
+        rows = slice(start, start := start + length)
+        inputs = [tensor.detach()[rows].float().requires_grad_() for tensor in ours]
+        out_TD, _ = exact(*inputs, shape)
+        out_TD.backward(grads_TD[rows].bfloat16().double())
+        for our, their in zip(ours, inputs, strict=True):
+            error = (our.grad[rows].float() - their.grad).norm() / their.grad.norm().clamp_min(1e-9)
+            assert error < 2**-7, f"{length} tokens: {error:.4f}"
 
 
 def test_what_does_not_fit_is_refused():

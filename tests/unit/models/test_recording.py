@@ -11,7 +11,8 @@ from support.tiny import build_llama
 
 from openhearth.formats import open_checkpoint
 from openhearth.kernels.attention.inputs import AttnInput
-from openhearth.models import load_model, record
+from openhearth.kernels.lora import AdapterRows
+from openhearth.models import AdapterWeights, Learning, attach, load_model, record
 from openhearth.models.linear import Linear
 from openhearth.spec import read_spec
 
@@ -102,12 +103,41 @@ def test_what_lies_outside_table_and_cache_is_never_touched(tmp_path):
             run(**wrong)
 
 
-def test_weights_that_may_change_are_not_recorded(tmp_path):
-    folder = build(tmp_path)
-    trainable = load(folder, torch.float32, is_trainable=True)
-    cache = PagedRunner(trainable).cache
-    assert record(trainable, cache) is None and record(load(folder, torch.float16), cache) is None
-    assert record(Decoder(), cache) is None
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ["all weights", "adapter"])
+def test_a_program_of_weights_that_learn_follows_them_when_renewed(tmp_path, dtype, kind):
+    model = load(build(tmp_path, attention_bias=True, tie_word_embeddings=True), dtype,
+                 is_trainable=kind == "all weights")
+    rows = []
+    if kind == "adapter":
+        paths = [path for path, layer in model.named_modules() if isinstance(layer, Linear)]
+        weights = AdapterWeights({path: (torch.randn(3, model.get_submodule(path).in_features),
+                                         torch.randn(model.get_submodule(path).out_features, 3))
+                                  for path in paths}, 0.1)
+        adapter = attach(model, "one", weights, is_trainable=True)
+        rows = [AdapterRows(((0, 5, adapter.slot),))]
+    cache = PagedRunner(model, num_pages=4, page_size=8).cache
+    attn = AttnInput((0, 5), (5,), cache, torch.arange(5), torch.tensor([[0]]))
+    pack = (torch.tensor([3, 1, 4, 1, 5]), torch.arange(5), attn, *rows)
+    program, learning = record(model, cache), Learning(model)
+    with torch.no_grad():
+        before = program.forward(*pack)
+        assert torch.equal(before, model.forward(*pack)) and learning.is_current
+        for layer in learning.layers:
+            layer.weight.mul_(1.5)
+            if getattr(layer, "bias", None) is not None:
+                layer.bias.add_(0.25)
+        assert not learning.is_current
+        learning.renew()
+        after = program.forward(*pack)
+        assert learning.is_current and torch.equal(after, model.forward(*pack))
+    assert not torch.equal(before, after)
+
+
+def test_other_types_and_models_are_not_recorded(tmp_path):
+    model = load(build(tmp_path), torch.float16)
+    cache = PagedRunner(model).cache
+    assert record(model, cache) is None and record(Decoder(), cache) is None
 
 
 def test_reference_kernels_are_not_recorded(tmp_path):

@@ -8,6 +8,7 @@ a model's forward never knows which one it runs in.
 # B tokens per page, K kv heads, H heads, E head size, F elements of a head's part in the cache
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -68,9 +69,10 @@ class AttnInput:
     query_starts: S + 1 ascending ints; sequence s owns tokens query_starts[s]:query_starts[s + 1]
     of the pack, in order, the last tokens of its context so far. context_lens: S ints, keys of the
     sequence after this step (cached ones and those of this pack).
-    cache: None means keys are those of the pack alone (training, scoring); then context_lens equal
-    the query lengths and the two tensors below are None. kv_dtype: what the keys and values of such a
-    pack are rounded to, as a cache of that type would hold them; None leaves the queries' type.
+    cache: None means keys are those of the pack alone (training, scoring); then context_lens equal the
+    query lengths, with the prompt's where parents names one (`after_prompts`), and the two tensors below are
+    None. kv_dtype: what the keys and values of such a pack are rounded to, as a cache of that type would hold
+    them; None leaves the queries' type.
     slots_T: int64 [T], page * page_size + offset where each token's key and value are written.
     page_table_SP: int64 [S, P], pages of each sequence in order, padded with 0.
 
@@ -84,6 +86,28 @@ class AttnInput:
     slots_T: Tensor | None = None
     page_table_SP: Tensor | None = None
     kv_dtype: torch.dtype | None = None
+    parents: tuple[int | None, ...] | None = None
+
+    @classmethod
+    def after_prompts(cls, lengths: tuple[int, ...], parents: tuple[int | None, ...]) -> AttnInput:
+        """Layout of prompts and of what follows them, each prompt once however many continue it.
+
+        parents: for a sequence the place of the prompt that it continues and whose keys it sees, None for a
+        prompt; a prompt has none itself. Example: ``AttnInput.after_prompts((5, 2, 3), (None, 0, 0))``.
+        """
+        plain = cls.without_cache(lengths)
+        before = [0 if parent is None else lengths[parent] for parent in parents]
+        assert all(parent is None or parents[parent] is None for parent in parents), "prompts have no prompts"
+        lens = tuple(length + more for length, more in zip(lengths, before, strict=True))
+        return cls(plain.query_starts, lens, parents=parents)
+
+    def key_rows(self) -> list[Tensor]:
+        """Return which rows of the pack each sequence sees, the prompt's first; only without a cache."""
+        spans = [torch.arange(start, stop) for start, stop in itertools.pairwise(self.query_starts)]
+        if self.parents is None:
+            return spans
+        return [span if parent is None else torch.cat((spans[parent], span))
+                for span, parent in zip(spans, self.parents, strict=True)]
 
     @classmethod
     def without_cache(cls, lengths: tuple[int, ...], kv_dtype: torch.dtype | None = None) -> AttnInput:

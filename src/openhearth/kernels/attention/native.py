@@ -26,7 +26,7 @@ from torch import Tensor
 
 from openhearth.errors import Unsupported
 from openhearth.kernels import recompute, select
-from openhearth.kernels.attention import reference
+from openhearth.kernels.attention import blocks, reference
 from openhearth.kernels.attention.cache import part_size
 from openhearth.kernels.attention.inputs import PLAIN, AttnInput, AttnOptions
 from openhearth.kernels.rope.reference import Rotation
@@ -57,7 +57,9 @@ def plan_attention(attn: AttnInput) -> NativePlan:
     assert starts[0] == 0 and len(num_queries) == len(lens) and min(num_queries, default=1) >= 0
     slots_T = pages_SP = None
     if attn.cache is None:
-        assert num_queries == list(lens), "without a cache keys are the pack's own"
+        assert attn.parents or num_queries == list(lens), "without a cache keys are the pack's own"
+        if attn.parents:
+            pages_SP = torch.nn.utils.rnn.pad_sequence(attn.key_rows(), batch_first=True)
     else:
         slots_T = attn.slots_T.to("cpu", torch.int64).contiguous()
         pages_SP = attn.page_table_SP.to("cpu", torch.int64).contiguous()
@@ -104,6 +106,8 @@ def _attend(plan: NativePlan, layer: int, rotation: Rotation, options: AttnOptio
         size = part_size(head_dim, cache_dtype)
         keys, values = torch.empty(2, num_rows, num_kv_heads, size, dtype=cache_dtype)
         pages = (0, 0, 0, 1)
+        if plan.page_table_SP is not None:  # every row of the pack is a page of its own
+            pages = (0, plan.page_table_SP.data_ptr(), plan.page_table_SP.shape[1], 1)
     else:
         keys, values, cache_dtype = cache.keys[layer], cache.values[layer], cache.dtype
         assert keys.dtype == values.dtype and keys.is_contiguous() and values.is_contiguous()
@@ -142,6 +146,9 @@ def _rotation_addresses(rotation: Rotation, num_rows: int, plan: NativePlan) -> 
 
 def _attend_by_reference(attn: AttnInput, rotation: Rotation, options: AttnOptions, q_TD: Tensor,
                          k_TC: Tensor, v_TC: Tensor, sinks_H: Tensor | None = None) -> Tensor:
+    is_plain = dataclasses.replace(options, sinks_H=sinks_H, scale=None) == PLAIN
+    if blocks.covers(attn) and is_plain:
+        return blocks.attend_turned(attn, q_TD, k_TC, v_TC, rotation, options.scale)
     options = dataclasses.replace(options, sinks_H=sinks_H)
     plan = reference.plan_attention(attn, dtype=q_TD.dtype, device=q_TD.device)
     return reference.attend_turned(plan, 0, q_TD, k_TC, v_TC, rotation, options)

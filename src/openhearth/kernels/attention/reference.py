@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from openhearth.errors import Unsupported
+from openhearth.kernels.attention import blocks
 from openhearth.kernels.attention import cache as kv_cache
 from openhearth.kernels.attention.inputs import PLAIN, AttnInput, AttnOptions, KvCache
 from openhearth.kernels.rope.reference import Rotation, apply_rope
@@ -55,17 +57,20 @@ class _Decode:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What every layer of one forward pass needs to know about the pack."""
+    """What every layer of one forward pass needs to know about the pack. shared: set where prompts are."""
 
     cache: KvCache | None
     slots_T: Tensor | None
     parts: tuple[_Prefill | _Decode, ...]
     kv_dtype: torch.dtype | None = None
+    shared: AttnInput | None = None
 
 
 def plan_attention(attn: AttnInput, *, dtype: torch.dtype, device: torch.device) -> AttentionPlan:
     """Return the plan of one pack. dtype: that of queries and keys, for additive masks."""
     starts, lens = attn.query_starts, attn.context_lens
+    if attn.parents is not None:
+        return AttentionPlan(None, None, (), shared=attn)
     if attn.cache is None:
         rows = [slice(start, stop) for start, stop in itertools.pairwise(starts)]
         assert [row.stop - row.start for row in rows] == list(lens), "without a cache keys are the pack's own"
@@ -126,6 +131,11 @@ def attend_turned(plan: AttentionPlan, layer: int, q_TD: Tensor, k_TC: Tensor, v
 
     q_TD: [T, H * E]; k_TC, v_TC: [T, K * E].
     """
+    if plan.shared is not None:
+        if not _is_simple(options) or options.head_dim is not None:
+            raise Unsupported("prompts are shared by plain attention only",
+                              why=f"this layer has {options}", hint="pack every completion with its prompt")
+        return blocks.attend_turned(plan.shared, q_TD, k_TC, v_TC, rotation, options.scale)
     head_dim = options.head_dim or rotation.cos_T1E.shape[-1]
     num_heads, num_kv_heads = q_TD.shape[1] // head_dim, k_TC.shape[1] // head_dim
     q_and_k = torch.cat((q_TD, k_TC), 1).unflatten(1, (-1, head_dim))

@@ -194,7 +194,8 @@ class PackedWeight:
             return
         if bias_N.shape != (self.num_outputs,):
             raise UsageError(f"bias of shape {list(bias_N.shape)}", why=f"expected [{self.num_outputs}]")
-        self.bias_P = torch.zeros((self.num_outputs + PANEL - 1) // PANEL * PANEL)
+        if getattr(self, "bias_P", None) is None:  # written in place later on: programs keep its address
+            self.bias_P = torch.zeros((self.num_outputs + PANEL - 1) // PANEL * PANEL)
         self.bias_P[:self.num_outputs] = bias_N.detach()
 
 

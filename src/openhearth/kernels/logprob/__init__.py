@@ -1,5 +1,6 @@
 """Log-probabilities of given tokens: scoring, training and sampling use one arithmetic."""
 
 from openhearth.kernels.logprob.chunked import token_logprobs, token_logprobs_and_entropies
+from openhearth.kernels.logprob.kept import KeptTokens
 
-__all__ = ["token_logprobs", "token_logprobs_and_entropies"]
+__all__ = ["KeptTokens", "token_logprobs", "token_logprobs_and_entropies"]

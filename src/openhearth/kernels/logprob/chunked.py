@@ -26,6 +26,7 @@ from openhearth.kernels.linear import native as packed_linear
 from openhearth.kernels.linear.native import PackedWeight
 from openhearth.kernels.linear.reference import linear
 from openhearth.kernels.logprob import native, reference
+from openhearth.kernels.logprob.kept import KeptTokens
 
 CHUNK_BYTES = 64 << 20
 """Logits held at once: 341 rows of 49,152 tokens. With half as many, going backward took half as long again:
@@ -37,33 +38,37 @@ Head = Callable[[Tensor], Tensor] | PackedWeight | Tensor
 """hidden [R, D] -> float32 logits [R, V], such as a model's `logits`; or its weight [V, D]."""
 
 
-def token_logprobs(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float = 1.0) -> Tensor:
+def token_logprobs(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float = 1.0,
+                   kept: KeptTokens | None = None) -> Tensor:
     """Return ln softmax(head(hidden) / temperature)[target] per row, float32 [T].
 
-    targets_T: int64, below V. Differentiable in hidden and in the parameters that head uses. Bits do not
-    depend on T or the chunks where those of head's rows do not (the native kernels' do not; a plain tensor
-    as head goes through torch's product).
+    targets_T: int64, below V. kept: the tokens that the softmax is over, None for all. Differentiable in
+    hidden and in the parameters that head uses. Bits do not depend on T or the chunks where those of head's
+    rows do not (the native kernels' do not; a plain tensor as head goes through torch's product).
     Raises: UsageError for a temperature that is not positive, or targets that do not fit.
     """
-    return _apply(hidden_TD, head, targets_T, temperature, has_entropies=False)[0]
+    return _apply(hidden_TD, head, targets_T, temperature, kept, has_entropies=False)[0]
 
 
 def token_logprobs_and_entropies(hidden_TD: Tensor, head: Head, targets_T: Tensor,
-                                 temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+                                 temperature: float = 1.0,
+                                 kept: KeptTokens | None = None) -> tuple[Tensor, Tensor]:
     """Return `token_logprobs` and the entropy of each row's distribution in nats, which has no gradient.
 
     Raises: as `token_logprobs`.
     """
-    return _apply(hidden_TD, head, targets_T, temperature, has_entropies=True)
+    return _apply(hidden_TD, head, targets_T, temperature, kept, has_entropies=True)
 
 
 def _apply(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float,
-           has_entropies: bool) -> tuple[Tensor, Tensor]:
+           kept: KeptTokens | None, *, has_entropies: bool) -> tuple[Tensor, Tensor]:
     if not temperature > 0:
         raise UsageError(f"temperature is `{temperature}`", why="expected a positive number")
     if targets_T.shape != hidden_TD.shape[:1]:
         raise UsageError(f"targets of shape {list(targets_T.shape)} for {len(hidden_TD)} rows")
-    return _TokenLogprobs.apply(head, targets_T, temperature, has_entropies, hidden_TD,
+    if kept is not None and len(kept.starts) != len(hidden_TD) + 1:
+        raise UsageError(f"kept tokens of {len(kept.starts) - 1} rows for {len(hidden_TD)} rows")
+    return _TokenLogprobs.apply(head, targets_T, temperature, kept, has_entropies, hidden_TD,
                                 *_trained(head, hidden_TD))
 
 
@@ -88,17 +93,18 @@ def _trained(head: Head, hidden_TD: Tensor) -> list[Tensor]:
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, head, targets_T, temperature, has_entropies, hidden_TD, *trained):
+    def forward(ctx, head, targets_T, temperature, kept, has_entropies, hidden_TD, *trained):
         ctx.save_for_backward(hidden_TD, targets_T, *trained)
         # A weight is saved above; kept here as well, it would escape autograd's check for changes.
         ctx.head = None if isinstance(head, Tensor) else head
-        ctx.temperature = temperature
+        ctx.temperature, ctx.kept = temperature, kept
         # Made before any chunk: a small block that outlives a chunk would lie where the next could have.
         logprobs_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.float32)
         entropies_T = torch.empty_like(logprobs_T) if has_entropies else logprobs_T.new_empty(0)
         ctx.chunk_rows = _FIRST_ROWS
         for rows, _, logits_CV in _chunks(head, hidden_TD, _FIRST_ROWS):
             ctx.chunk_rows = _chunk_rows(logits_CV)
+            _mask_(logits_CV, kept, rows)
             logprobs_C, entropies_C = _row_logprobs(logits_CV, targets_T[rows], temperature, has_entropies)
             logprobs_T[rows] = logprobs_C
             if has_entropies:
@@ -112,12 +118,13 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grads_T, _):
         hidden_TD, targets_T, *trained = ctx.saved_tensors
         head = trained[0] if ctx.head is None else ctx.head
-        needs_hidden, needs_trained = ctx.needs_input_grad[4], ctx.needs_input_grad[5:]
+        needs_hidden, needs_trained = ctx.needs_input_grad[5], ctx.needs_input_grad[6:]
         wanted = [tensor for tensor, is_needed in zip(trained, needs_trained, strict=True) if is_needed]
         # Added up in float32: in bfloat16 a chunk's share would vanish beside those before it.
         sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in wanted]
         grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
         for rows, hidden_CD, logits_CV in _chunks(head, hidden_TD, ctx.chunk_rows, needs_grad=needs_hidden):
+            _mask_(logits_CV.detach(), ctx.kept, rows)
             grad_CV = _grad_logits(logits_CV.detach(), targets_T[rows], grads_T[rows], ctx.temperature)
             # Written in place: should the head's own gradient need its logits, torch is to refuse.
             torch.autograd.graph.increment_version(logits_CV)
@@ -127,8 +134,8 @@ class _TokenLogprobs(torch.autograd.Function):
             for total, part in zip(sums, found, strict=True):
                 _add(total, part)
         grads = iter([total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)])
-        return None, None, None, None, grad_hidden_TD, *(next(grads) if is_needed else None
-                                                         for is_needed in needs_trained)
+        return None, None, None, None, None, grad_hidden_TD, *(next(grads) if is_needed else None
+                                                               for is_needed in needs_trained)
 
 
 def _chunks(head: Head, hidden_TD: Tensor, size: int,
@@ -147,6 +154,11 @@ def _chunks(head: Head, hidden_TD: Tensor, size: int,
         start, size = rows.stop, _chunk_rows(logits_CV)
         yield rows, hidden_CD, logits_CV
         del logits_CV, hidden_CD
+
+
+def _mask_(logits_CV: Tensor, kept: KeptTokens | None, rows: slice) -> None:
+    if kept is not None:
+        kept.rows(rows.start, rows.stop).mask_(logits_CV)
 
 
 def _chunk_rows(logits_CV: Tensor) -> int:

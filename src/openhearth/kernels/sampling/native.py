@@ -25,7 +25,7 @@ from torch import Tensor
 from openhearth.errors import UsageError
 from openhearth.kernels import select
 from openhearth.kernels.rows import as_rows
-from openhearth.kernels.sampling.inputs import Draw, Row, needs_counts
+from openhearth.kernels.sampling.inputs import Draw, Row, Settings, needs_counts
 
 _RECORD = struct.Struct("=6dQ12q")
 """DrawRow of native/vocab.h."""
@@ -37,6 +37,20 @@ def draw(logits_RV: Tensor, rows: Sequence[Row], *, isa: str | None = None) -> l
     Raises: UsageError for logits that are not float32 [R, V] on the CPU, or a mask that does not fit them;
     IndexError for counts or biases of tokens that they do not have.
     """
+    return _draw(logits_RV, rows, isa, None)
+
+
+def least_kept(logits_RV: Tensor, sampling: Settings) -> Tensor:
+    """Return the least logit that truncation leaves in each row, float32 [R]; no penalties are applied.
+
+    Raises: as `draw`.
+    """
+    least_R = torch.empty(len(logits_RV))
+    _draw(logits_RV, [Row(sampling)] * len(logits_RV), None, least_R)
+    return least_R
+
+
+def _draw(logits_RV: Tensor, rows: Sequence[Row], isa: str | None, least_R: Tensor | None) -> list[Draw]:
     num_rows, num_tokens = logits_RV.shape
     if num_rows != len(rows):
         raise UsageError(f"{len(rows)} rows to draw from {num_rows} rows of logits")
@@ -52,7 +66,7 @@ def draw(logits_RV: Tensor, rows: Sequence[Row], *, isa: str | None = None) -> l
     select.native().draw_tokens(
         select.isa_number(isa), logits_RV.data_ptr(), logits_RV.stride(0), num_rows, num_tokens,
         b"".join(records), token_ids.buffer_info()[0], logprobs.buffer_info()[0], top_ids.buffer_info()[0],
-        top_logprobs.buffer_info()[0])
+        top_logprobs.buffer_info()[0], 0 if least_R is None else least_R.data_ptr())
     if num_tops == 0:
         return [Draw(token_id, logprob, ()) for token_id, logprob in zip(token_ids, logprobs, strict=True)]
     tops = list(zip(top_ids, top_logprobs, strict=True))

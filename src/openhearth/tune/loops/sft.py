@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -28,10 +30,26 @@ class SftLoop:
         self.model, self.optimizer, self.samples = model, optimizer, samples
         self.order = Order(len(samples), seed=seed)
         self.batch_size, self.pack_tokens, self.adapter_slot = batch_size, pack_tokens, adapter_slot
+        self.guess_loss = math.log(model.spec.vocab_size)
 
     def batch(self, step: int) -> list[Sample]:
         """Return the samples of a step, counted from 0."""
         return [self.samples[place] for place in self.order.take(step * self.batch_size, self.batch_size)]
+
+    def updates(self, step: int) -> Iterator[StepWork]:
+        """Do a step; it has one update."""
+        yield self.backward(step)
+
+    def report(self) -> dict[str, float]:
+        """Return nothing: the loss says it all."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """Return nothing: a step depends on its number alone."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take nothing."""
 
     def backward(self, step: int) -> StepWork:
         """Add up the gradients of a step in the optimizer."""

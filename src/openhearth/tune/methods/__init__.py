@@ -1,0 +1,1 @@
+"""Methods of tuning: what each reads before a run, and the loop it hands to `training.train`."""

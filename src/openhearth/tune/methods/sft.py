@@ -1,0 +1,83 @@
+"""Supervised fine-tuning as a job: rows read, held-out loss before and after."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from openhearth.errors import UsageError
+from openhearth.runs import RunFolder
+from openhearth.tune.data.rendering import Renderer
+from openhearth.tune.data.samples import SampleSet, load_samples
+from openhearth.tune.derive import Plan, base_bytes, derive_data_settings, derive_plan
+from openhearth.tune.loops.sft import SftLoop, mean_loss
+from openhearth.tune.methods.records import Learner, Opened
+from openhearth.tune.settings import SftSettings
+from openhearth.tune.training import Loop
+
+
+@dataclass(frozen=True)
+class SftWork:
+    """The samples of a run. Example: ``prepare_sft(settings, opened, 2**33)[1].training.num_tokens``."""
+
+    training: SampleSet
+    held_out: SampleSet | None
+    name: str = "sft"
+
+    def data(self) -> dict[str, Any]:
+        """Return the hash of every file of rows."""
+        return dict(self.training.files)
+
+    def begin(self, run: RunFolder) -> None:
+        """Name the rows that are left out."""
+        run.write_rows("refused.jsonl", [asdict(refusal) for refusal in self.training.refusals])
+
+    @contextlib.contextmanager
+    def looping(self, run: RunFolder, opened: Opened, plan: Plan, learner: Learner) -> Iterator[Loop]:
+        """Give the loop, after the held-out loss was measured once."""
+        settings = plan.settings
+        if self.held_out and run.checkpoints.newest() is None:
+            run.write("before.json", {"held_out_loss": self._held_out_loss(plan, learner)})
+        yield SftLoop(learner.model, learner.optimizer, self.training.samples, seed=settings.seed,
+                      batch_size=settings.batch_size, pack_tokens=settings.pack_tokens,
+                      adapter_slot=learner.slot)
+
+    def result(self, run: RunFolder, plan: Plan, learner: Learner) -> Mapping[str, Any]:
+        """Return counts of the data, losses of the first and last step, and the held-out losses."""
+        metrics = run.metrics()
+        result: dict[str, Any] = {"first_loss": metrics[0]["loss"], "last_loss": metrics[-1]["loss"]}
+        data = {"files": self.training.files, "samples": len(self.training.samples),
+                "refused": len(self.training.refusals), "tokens": self.training.num_tokens,
+                "trained_tokens": self.training.num_trained}
+        if self.held_out:
+            data["held_out"] = self.held_out.files
+            result["held_out_loss"] = {"before": run.read("before.json")["held_out_loss"],
+                                       "after": self._held_out_loss(plan, learner)}
+        return {"data": data, "result": result}
+
+    def _held_out_loss(self, plan: Plan, learner: Learner) -> float:
+        return mean_loss(learner.model, self.held_out.samples, plan.settings.pack_tokens, learner.slot)
+
+
+def prepare_sft(settings: SftSettings, opened: Opened, available_bytes: int) -> tuple[Plan, SftWork]:
+    """Read the data and decide what nobody said. Raises: UsageError, and as `load_samples`."""
+    spec = opened.spec
+    settings, reasons = derive_data_settings(settings, spec, has_template=opened.template is not None)
+    if settings.max_tokens > spec.max_position:
+        raise UsageError(f"max_tokens is {settings.max_tokens}",
+                         why=f"the model's context is {spec.max_position}",
+                         hint=f"--max-tokens {spec.max_position}")
+    renderer = Renderer(opened.tokenizer, opened.template, is_chat=settings.chat,
+                        max_tokens=settings.max_tokens, vocab_size=spec.vocab_size)
+    training = load_samples([Path(path) for path in settings.data], renderer)
+    held_out = None
+    if settings.eval_data:
+        held_out = load_samples([Path(path) for path in settings.eval_data], renderer)
+    plan = derive_plan(settings, spec, [len(sample.token_ids) for sample in training.samples],
+                       available_bytes=available_bytes,
+                       base_bytes=base_bytes(settings, opened.checkpoint, spec))
+    plan.reasons.update(reasons)
+    return plan, SftWork(training, held_out)
