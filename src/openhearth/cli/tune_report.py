@@ -11,7 +11,7 @@ from openhearth.cli.output import print_note
 from openhearth.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from openhearth.tune import Job, Sample, StepMetrics
+    from openhearth.tune import Job, Preference, Sample, StepMetrics
 
 _SHOWN_SAMPLES = 2
 _TRAINED, _PLAIN = "\033[32m", "\033[0m"
@@ -24,12 +24,12 @@ def plan_record(job: Job) -> dict[str, Any]:
     """Return the plan of a job as a JSON record."""
     return {"settings": asdict(job.plan.settings), "reasons": job.plan.reasons,
             "num_steps": job.plan.num_steps, "trainable_parameters": job.plan.num_trainable,
-            **(_sft_record(job) if job.work.name == "sft" else _grpo_record(job)),
+            **(_grpo_record(job) if job.work.name == "grpo" else _data_record(job)),
             "memory_bytes": {**asdict(job.plan.memory), "total": job.plan.memory.total_bytes},
             "flops": _total_flops(job), "seconds": _predicted_seconds(job)}
 
 
-def _sft_record(job: Job) -> dict[str, Any]:
+def _data_record(job: Job) -> dict[str, Any]:
     training = job.work.training
     return {"samples": len(training.samples), "tokens": training.num_tokens,
             "trained_tokens": training.num_trained,
@@ -53,7 +53,7 @@ def print_plan(job: Job, stream: TextIO) -> None:
     lines = {
         "model": f"{job.opened.stored.name}, {format_count(job.opened.spec.num_parameters)} parameters, "
                  f"{format_count(plan.num_trainable)} learn",
-        **(_sft_lines(job) if job.work.name == "sft" else _grpo_lines(job)), "memory": memory,
+        **(_grpo_lines(job) if job.work.name == "grpo" else _data_lines(job)), "memory": memory,
         "time": f"about {format_seconds(_predicted_seconds(job))} on an idle machine"}
     if job.work.name == "grpo":
         lines["memory"] += f"; rollouts up to {format_bytes(_cache_bytes(job))} more"
@@ -66,7 +66,7 @@ def print_plan(job: Job, stream: TextIO) -> None:
         print(f"{name.ljust(width)}  {text}", file=stream)
 
 
-def _sft_lines(job: Job) -> dict[str, str]:
+def _data_lines(job: Job) -> dict[str, str]:
     data = job.work.training
     if refused := data.describe_refusals():
         print_note(refused)
@@ -91,9 +91,19 @@ def print_samples(job: Job, *, has_colour: bool) -> None:
             print(f"\n{one.problem.id}: {len(one.prompt)} tokens, answer `{one.problem.answer}`")
             print(job.opened.tokenizer.decode(one.prompt, skip_special=False))
         return
-    for sample in job.work.training.samples[:_SHOWN_SAMPLES]:
-        print(f"\n{sample.file}:{sample.line}: {len(sample.token_ids)} tokens, {sample.num_trained} trained")
-        print(_marked(job, sample, *((_TRAINED, _PLAIN) if has_colour else ("[[", "]]"))))
+    for unit in job.work.training.samples[:_SHOWN_SAMPLES]:
+        print(f"\n{unit.file}:{unit.line}: {len(unit.token_ids)} tokens, {unit.num_trained} trained")
+        for title, sample in _titled(unit):
+            print(title + _marked(job, sample, *((_TRAINED, _PLAIN) if has_colour else ("[[", "]]"))))
+
+
+def _titled(unit: Sample | Preference) -> list[tuple[str, Sample]]:
+    from openhearth.tune import Preference
+
+    if not isinstance(unit, Preference):
+        return [("", unit)]
+    return [(f"{title}: ", sample) for title, sample in (("chosen", unit.chosen), ("rejected", unit.rejected))
+            if sample is not None]
 
 
 def _marked(job: Job, sample: Sample, start: str, end: str) -> str:
@@ -120,7 +130,7 @@ def _total_flops(job: Job) -> int:
     from openhearth.tune.memory import step_flops
 
     settings = job.plan.settings
-    if job.work.name == "sft":
+    if job.work.name != "grpo":
         lengths = [len(sample.token_ids) for sample in job.work.training.samples]
         repeats = job.plan.num_steps * settings.batch_size / len(lengths)
     else:
@@ -159,7 +169,7 @@ class ProgressLine:
     def show(self, metrics: StepMetrics) -> None:
         """Take a step's metrics."""
         left_s = (self.num_steps - metrics.step) * metrics.seconds
-        said = _grpo_text(metrics.report) if metrics.report else _sft_text(metrics)
+        said = _grpo_text(metrics.report) if "reward" in metrics.report else _loss_text(metrics)
         text = (f"step {metrics.step}/{self.num_steps}  {said}  lr {metrics.learning_rate:.2e}  "
                 f"{format_seconds(left_s)} left")
         if self.is_terminal:
@@ -175,9 +185,11 @@ class ProgressLine:
             print(file=self.stream)
 
 
-def _sft_text(metrics: StepMetrics) -> str:
+def _loss_text(metrics: StepMetrics) -> str:
     mfu = f", MFU {metrics.mfu:.0%}" if metrics.mfu else ""
-    return f"loss {metrics.loss:.4f}  {metrics.tokens_per_s:.0f} tokens/s{mfu}"
+    said = "".join(f"  {name} {metrics.report[name]:.3f}" for name in ("margin", "accuracy")
+                   if name in metrics.report)
+    return f"loss {metrics.loss:.4f}{said}  {metrics.tokens_per_s:.0f} tokens/s{mfu}"
 
 
 def _grpo_text(report: Mapping[str, float]) -> str:

@@ -72,13 +72,13 @@ def derive_data_settings(settings: SftSettings, spec: ModelSpec, *, has_template
 
 
 def derive_plan(settings: SftSettings, spec: ModelSpec, lengths: Sequence[int], *, available_bytes: int,
-                base_bytes: int | None = None) -> Plan:
+                base_bytes: int | None = None, rates: tuple[float, float] = (_LORA_RATE, _FULL_RATE)) -> Plan:
     """Return the plan of a run. lengths: tokens of each sample. available_bytes: memory it may use.
 
-    base_bytes: as for `training_memory`.
+    base_bytes: as for `training_memory`. rates: usual for LoRA and for all weights.
     """
     deriver = Deriver(settings)
-    fill_weights(deriver, rate=_LORA_RATE if settings.weights == "lora" else _FULL_RATE)
+    fill_weights(deriver, rate=rates[0] if settings.weights == "lora" else rates[1])
     num_trainable = count_trainable(deriver.settings, spec)
     batch_tokens = sum(sorted(lengths)[-settings.batch_size:])
     terms = fill_memory(deriver, spec, max(lengths), batch_tokens, num_trainable, available_bytes, base_bytes)

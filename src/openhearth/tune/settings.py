@@ -113,6 +113,29 @@ class SftSettings(TuneSettings):
 
 
 @dataclass(frozen=True)
+class DpoSettings(SftSettings):
+    """Learning from preferences; `data/preferences.py` says what rows hold.
+
+    loss: which (`losses/`). beta: how strongly the weights before tuning hold; for orpo, the weight of the odds
+    ratio. chosen_weight, rejected_weight: of liked and of disliked answers, for kto. batch_size: rows per step.
+    Example: ``DpoSettings("smollm2", ("pairs.jsonl",), "kind", loss="ipo")``.
+    """
+
+    loss: Literal["dpo", "ipo", "kto", "orpo"] = "dpo"
+    beta: float = 0.1
+    chosen_weight: float | None = None
+    rejected_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range, naming the setting."""
+        super().__post_init__()
+        self.check_above(beta=0.0, chosen_weight=0.0, rejected_weight=0.0)
+        if self.loss != "kto" and (self.chosen_weight or self.rejected_weight):
+            raise UsageError(f"chosen_weight or rejected_weight with the loss `{self.loss}`",
+                             why="only kto weighs them", hint="--loss kto")
+
+
+@dataclass(frozen=True)
 class GrpoSettings(TuneSettings):
     """Reinforcement learning with verifiable rewards.
 
@@ -169,8 +192,8 @@ class GrpoSettings(TuneSettings):
                              why="expected kl of 0 or more, and no more updates than prompts")
 
 
-METHODS: Mapping[str, type] = {"sft": SftSettings, "grpo": GrpoSettings}
-_INPUT = {"sft": "--data FILE", "grpo": "--task NAME"}
+METHODS: Mapping[str, type] = {"sft": SftSettings, "dpo": DpoSettings, "grpo": GrpoSettings}
+_INPUT = {"sft": "--data FILE", "dpo": "--data FILE", "grpo": "--task NAME"}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

@@ -25,6 +25,49 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """Answers to one prompt of which one is liked better, or one answer that is liked or not.
+
+    chosen, rejected: the prompt with either answer, whose tokens are the trained ones; one of them is None
+    where a row judges a single answer. It is packed as one, its sequences side by side.
+    Example: ``Preference(good, None)``.
+    """
+
+    chosen: Sample | None
+    rejected: Sample | None
+
+    @property
+    def sequences(self) -> tuple[Sample, ...]:
+        """The answers that are there, the chosen one first."""
+        return tuple(sample for sample in (self.chosen, self.rejected) if sample is not None)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """Those of all its sequences."""
+        return tuple(token for sample in self.sequences for token in sample.token_ids)
+
+    @property
+    def is_trained(self) -> tuple[bool, ...]:
+        """Per token, as in its sequences."""
+        return tuple(is_trained for sample in self.sequences for is_trained in sample.is_trained)
+
+    @property
+    def num_trained(self) -> int:
+        """Tokens that the loss is on."""
+        return sum(sample.num_trained for sample in self.sequences)
+
+    @property
+    def file(self) -> str:
+        """Where it came from."""
+        return self.sequences[0].file
+
+    @property
+    def line(self) -> int:
+        """The line there, from 1."""
+        return self.sequences[0].line
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A row that is left out, and why. Example: ``Refusal("a.jsonl", 7, "not JSON: ...")``."""
 
