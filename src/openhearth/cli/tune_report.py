@@ -24,9 +24,14 @@ def plan_record(job: Job) -> dict[str, Any]:
     """Return the plan of a job as a JSON record."""
     return {"settings": asdict(job.plan.settings), "reasons": job.plan.reasons,
             "num_steps": job.plan.num_steps, "trainable_parameters": job.plan.num_trainable,
-            **(_grpo_record(job) if job.work.name == "grpo" else _data_record(job)),
+            **(_data_record(job) if _has_rows(job) else _task_record(job)),
             "memory_bytes": {**asdict(job.plan.memory), "total": job.plan.memory.total_bytes},
             "flops": _total_flops(job), "seconds": _predicted_seconds(job)}
+
+
+def _has_rows(job: Job) -> bool:
+    """Whether what is trained on is known, and not to be answered first."""
+    return hasattr(job.work, "training")
 
 
 def _data_record(job: Job) -> dict[str, Any]:
@@ -36,7 +41,7 @@ def _data_record(job: Job) -> dict[str, Any]:
             "refused": [asdict(refusal) for refusal in training.refusals]}
 
 
-def _grpo_record(job: Job) -> dict[str, Any]:
+def _task_record(job: Job) -> dict[str, Any]:
     prompts = [{"problem": one.problem.id, "prompt_token_ids": one.prompt, "answer": one.problem.answer}
                for one in job.work.shown[:_SHOWN_SAMPLES]]
     return {"tasks": job.work.data(), "longest_prompt": job.work.longest_prompt, "prompts": prompts,
@@ -53,9 +58,9 @@ def print_plan(job: Job, stream: TextIO) -> None:
     lines = {
         "model": f"{job.opened.stored.name}, {format_count(job.opened.spec.num_parameters)} parameters, "
                  f"{format_count(plan.num_trainable)} learn",
-        **(_grpo_lines(job) if job.work.name == "grpo" else _data_lines(job)), "memory": memory,
+        **(_data_lines(job) if _has_rows(job) else _task_lines(job)), "memory": memory,
         "time": f"about {format_seconds(_predicted_seconds(job))} on an idle machine"}
-    if job.work.name == "grpo":
+    if not _has_rows(job):
         lines["memory"] += f"; rollouts up to {format_bytes(_cache_bytes(job))} more"
         lines["time"] += ", if every completion is as long as it may be"
     for name, reason in plan.reasons.items():
@@ -75,8 +80,13 @@ def _data_lines(job: Job) -> dict[str, str]:
             "steps": f"{job.plan.num_steps} of {job.plan.settings.batch_size} samples"}
 
 
-def _grpo_lines(job: Job) -> dict[str, str]:
+def _task_lines(job: Job) -> dict[str, str]:
     settings = job.plan.settings
+    if job.work.name == "distill":
+        per_step = (f"{settings.prompts} prompts x {settings.group_size} answers" if settings.is_on_policy
+                    else f"{settings.batch_size} answers")
+        return {"task": ", ".join(map(str, settings.task)), "teacher": str(job.work.teacher.describe()),
+                "steps": f"{job.plan.num_steps} of {per_step}"}
     updates = settings.updates * settings.passes
     return {"task": ", ".join(f"{name} ({source})" for name, source in job.work.data().items()),
             "steps": f"{job.plan.num_steps} of {settings.prompts} prompts x {settings.group_size} completions"
@@ -86,7 +96,7 @@ def _grpo_lines(job: Job) -> dict[str, str]:
 
 def print_samples(job: Job, *, has_colour: bool) -> None:
     """Print the first samples, trained tokens green or between brackets; or the first prompts."""
-    if job.work.name == "grpo":
+    if not _has_rows(job):
         for one in job.work.shown[:_SHOWN_SAMPLES]:
             print(f"\n{one.problem.id}: {len(one.prompt)} tokens, answer `{one.problem.answer}`")
             print(job.opened.tokenizer.decode(one.prompt, skip_special=False))
@@ -130,13 +140,13 @@ def _total_flops(job: Job) -> int:
     from openhearth.tune.memory import step_flops
 
     settings = job.plan.settings
-    if job.work.name != "grpo":
+    if _has_rows(job):
         lengths = [len(sample.token_ids) for sample in job.work.training.samples]
         repeats = job.plan.num_steps * settings.batch_size / len(lengths)
     else:
         longest = job.work.longest_prompt + settings.max_tokens
         lengths = [longest] * (settings.prompts * settings.group_size)
-        repeats = job.plan.num_steps * settings.passes
+        repeats = job.plan.num_steps * getattr(settings, "passes", 1)
     return round(repeats * step_flops(job.opened.spec, lengths, is_full=settings.weights == "full"))
 
 
@@ -152,7 +162,7 @@ def _predicted_seconds(job: Job) -> float:
     is_fast = settings.dtype == "bfloat16" and hardware.has_fast_bfloat16()
     rate = cores * (3e11 if is_fast else 5e10)
     seconds = _total_flops(job) / rate
-    if job.work.name == "grpo":
+    if not _has_rows(job):
         spec, num_tokens = job.opened.spec, job.plan.num_steps * settings.max_tokens
         drawn = settings.prompts * settings.group_size * spec.flops_per_token(job.work.longest_prompt)
         seconds += num_tokens * (job.plan.memory.weights_bytes / (cores * _BYTES_PER_S) + drawn / rate)
@@ -187,7 +197,7 @@ class ProgressLine:
 
 def _loss_text(metrics: StepMetrics) -> str:
     mfu = f", MFU {metrics.mfu:.0%}" if metrics.mfu else ""
-    said = "".join(f"  {name} {metrics.report[name]:.3f}" for name in ("margin", "accuracy")
+    said = "".join(f"  {name} {metrics.report[name]:.3f}" for name in ("margin", "accuracy", "pass_rate")
                    if name in metrics.report)
     return f"loss {metrics.loss:.4f}{said}  {metrics.tokens_per_s:.0f} tokens/s{mfu}"
 

@@ -20,6 +20,7 @@ from openhearth.errors import BadFile, ModelNotFound, Unsupported
 from openhearth.formats.json_files import read_json_object
 from openhearth.models.lora import AdapterWeights
 from openhearth.models.tensor_files import read_tensors, write_tensors
+from openhearth.runs import hash_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<which>[AB])\.weight")
@@ -32,12 +33,15 @@ _BASE_KEY = "openhearth.base_weights_sha256"
 class StoredAdapter:
     """An adapter as read. base_weights_sha256: of the weights it was trained on, "" when not recorded.
 
+    sha256: of the file of its own weights.
+
     Example: ``read_adapter(Path("runs/polite/output")).weights.scale == 2.0``.
     """
 
     weights: AdapterWeights
     base_model: str
     base_weights_sha256: str
+    sha256: str
 
 
 def lora_scale(rank: int, alpha: float, *, is_rank_stabilised: bool) -> float:
@@ -85,7 +89,8 @@ def read_adapter(folder: Path) -> StoredAdapter:
     scale = lora_scale(rank, alpha, is_rank_stabilised=bool(config.get("use_rslora")))
     pairs = {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}
     return StoredAdapter(AdapterWeights(pairs, scale),
-                         str(config.get("base_model_name_or_path") or ""), metadata.get(_BASE_KEY, ""))
+                         str(config.get("base_model_name_or_path") or ""), metadata.get(_BASE_KEY, ""),
+                         hash_file(folder / WEIGHTS))
 
 
 def _check_config(config: dict[str, Any], folder: Path) -> None:

@@ -136,6 +136,47 @@ class DpoSettings(SftSettings):
 
 
 @dataclass(frozen=True)
+class DistillSettings(TuneSettings):
+    """Learning from a teacher, on the training problems of tasks.
+
+    model: the student. task: names of tasks (`tasks/finding.py`). out: the run's name. teacher: a model, as for
+    `hearth run`; None: the student's own base. teacher_adapter: a run or the folder of an adapter that the
+    teacher takes. is_on_policy: the student answers and learns the teacher's next-token probabilities along
+    its own answers; otherwise the teacher answers and the student is fine-tuned on what the grader calls
+    right. prompts: problems, of a step on-policy, else in all. group_size: answers to each. max_tokens: longest
+    answer. temperature, top_p: as for sampling. batch_size, epochs: of fine-tuning on answers.
+    Example: ``DistillSettings("smollm2", ("chain_sum",), "taught", teacher_adapter="sums")``.
+    """
+
+    model: str
+    task: tuple[str, ...]
+    out: str
+    teacher: str | None = None
+    teacher_adapter: str | None = None
+    is_on_policy: bool = False
+    prompts: int | None = None
+    group_size: int = 4
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 8
+    epochs: float = 1.0
+    checkpoint_every: int = field(default=10, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range, naming the setting."""
+        super().__post_init__()
+        if not self.task:
+            raise UsageError("there is no task", hint="--task chain_sum")
+        if self.teacher is None and self.teacher_adapter is None:
+            raise UsageError("there is no teacher", hint="--teacher MODEL, or --teacher-adapter RUN")
+        if self.is_on_policy and self.top_p != 1:
+            raise UsageError(f"top_p is `{self.top_p}`", why="on-policy answers are drawn from all tokens")
+        self.check_least(prompts=1, group_size=1, max_tokens=1, batch_size=1)
+        self.check_above(epochs=0.0, temperature=0.0, top_p=0.0)
+
+
+@dataclass(frozen=True)
 class GrpoSettings(TuneSettings):
     """Reinforcement learning with verifiable rewards.
 
@@ -192,8 +233,10 @@ class GrpoSettings(TuneSettings):
                              why="expected kl of 0 or more, and no more updates than prompts")
 
 
-METHODS: Mapping[str, type] = {"sft": SftSettings, "dpo": DpoSettings, "grpo": GrpoSettings}
-_INPUT = {"sft": "--data FILE", "dpo": "--data FILE", "grpo": "--task NAME"}
+METHODS: Mapping[str, type] = {"sft": SftSettings, "dpo": DpoSettings, "grpo": GrpoSettings,
+                                 "distill": DistillSettings}
+_INPUT = {"sft": "--data FILE", "dpo": "--data FILE", "grpo": "--task NAME",
+          "distill": "--teacher MODEL --task NAME"}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
