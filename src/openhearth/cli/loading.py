@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from openhearth.cli.output import print_note
 from openhearth.config import Config
-from openhearth.errors import UsageError
 
 if TYPE_CHECKING:
     from openhearth.cli.memory import MemoryPlan

@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 
 
 def command(
-    what: str = typer.Argument(metavar="METHOD|RECIPE", help="sft, dpo, grpo, distill, or a recipe: a TOML file."),
+    what: str = typer.Argument(metavar="METHOD|RECIPE",
+                               help="sft, dpo, grpo, distill, or a recipe: a TOML file."),
     model: str = typer.Argument(None, metavar="[MODEL]", show_default=False, help="As for `hearth run`."),
     data: list[str] = typer.Option(None, "--data", help="JSONL, CSV or Parquet; may be repeated."),
-    task: list[str] = typer.Option(None, "--task", help="As for `hearth eval`; may be repeated (grpo, distill)."),
+    task: list[str] = typer.Option(None, "--task",
+                                   help="As for `hearth eval`; may be repeated (grpo, distill)."),
     teacher: str = typer.Option(None, "--teacher", metavar="MODEL", help="Whom to learn from (distill)."),
     teacher_adapter: str = typer.Option(None, "--teacher-adapter", metavar="RUN|PATH",
                                         help="Adapter that the teacher takes (distill)."),
@@ -40,11 +42,11 @@ def command(
     steps: int = typer.Option(None, "--steps", help="Instead of epochs."),
     batch_size: int = typer.Option(None, "--batch-size", help="Samples per step. Default: 8."),
     max_tokens: int = typer.Option(None, "--max-tokens", help="Longest sample or (grpo) completion."),
-    loss: str = typer.Option(None, "--loss", help="Of dpo: dpo, ipo, kto, orpo. Of grpo: grpo, dr_grpo, dapo, "
-                                                  "gspo, cispo."),
+    loss: str = typer.Option(None, "--loss", help="Of dpo: dpo, ipo, kto, orpo. "
+                                                  "Of grpo: grpo, dr_grpo, dapo, gspo, cispo."),
     beta: float = typer.Option(None, "--beta", help="Strength of the reference (dpo). Default: 0.1."),
-    prompts: int = typer.Option(None, "--prompts", help="Problems of a step (grpo, distill). Default: 8; off-policy "
-                                                        "distill asks 256 in all."),
+    prompts: int = typer.Option(None, "--prompts", help="Problems of a step (grpo, distill). Default: "
+                                                        "8; off-policy distill asks 256 in all."),
     group_size: int = typer.Option(None, "--group-size", help="Completions of each. Default: 8; distill 4."),
     temperature: float = typer.Option(None, "--temperature", help="Of the completions. Default: 1."),
     kl: float = typer.Option(None, "--kl", help="Weight of the divergence from the base (grpo). Default: 0."),
@@ -64,9 +66,11 @@ def command(
 
     `hearth tune grpo smollm2 --task chain_sum --out sums`. Recipes know more settings than there are flags.
     """
-    given = {"model": model, "teacher": teacher, "teacher_adapter": teacher_adapter, "is_on_policy": on_policy,
+    given = {"model": model, "teacher": teacher, "teacher_adapter": teacher_adapter,
+             "is_on_policy": on_policy,
              "data": data or None, "out": out, "eval_data": eval_data or None,
-             "task": task or None, "base": base, "loss": loss, "beta": beta, "prompts": prompts, "group_size": group_size,
+             "task": task or None, "base": base, "loss": loss, "beta": beta, "prompts": prompts,
+             "group_size": group_size,
              "temperature": temperature, "kl": kl, "updates": updates,
              "weights": weights, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
              "is_rank_stabilised": rslora, "learning_rate": learning_rate, "schedule": schedule,

@@ -8,11 +8,19 @@ from openhearth.tune.methods.grpo import GrpoWork
 from openhearth.tune.methods.preference import PreferenceWork
 from openhearth.tune.methods.records import Job, Learner, Opened
 from openhearth.tune.methods.sft import SftWork
-from openhearth.tune.settings import DistillSettings, DpoSettings, GrpoSettings, SftSettings, TuneSettings, build_settings, read_recipe
+from openhearth.tune.settings import (
+           DistillSettings,
+           DpoSettings,
+           GrpoSettings,
+           SftSettings,
+           TuneSettings,
+           build_settings,
+           read_recipe,
+)
 from openhearth.tune.teaching import sample_teacher
 from openhearth.tune.training import StepMetrics
 
-__all__ = ["DistillSettings", "DistillWork", "DpoSettings", "GrpoSettings", "GrpoWork", "Job", "Learner", "Opened", "Plan", "Preference",
-           "PreferenceWork", "Refusal", "Sample", "SampleSet", "SftSettings", "SftWork", "StepMetrics",
-           "TuneSettings", "build_settings", "load_learner", "open_model", "prepare", "read_recipe",
-           "run_job", "sample_teacher"]
+__all__ = ["DistillSettings", "DistillWork", "DpoSettings", "GrpoSettings", "GrpoWork", "Job", "Learner",
+           "Opened", "Plan", "Preference", "PreferenceWork", "Refusal", "Sample", "SampleSet", "SftSettings",
+           "SftWork", "StepMetrics", "TuneSettings", "build_settings", "load_learner", "open_model",
+           "prepare", "read_recipe", "run_job", "sample_teacher"]

@@ -116,8 +116,9 @@ class SftSettings(TuneSettings):
 class DpoSettings(SftSettings):
     """Learning from preferences; `data/preferences.py` says what rows hold.
 
-    loss: which (`losses/`). beta: how strongly the weights before tuning hold; for orpo, the weight of the odds
-    ratio. chosen_weight, rejected_weight: of liked and of disliked answers, for kto. batch_size: rows per step.
+    loss: which (`losses/`). beta: how strongly the weights before tuning hold; for orpo, the weight of the
+    odds ratio. chosen_weight, rejected_weight: of liked and of disliked answers, for kto. batch_size: rows
+    per step.
     Example: ``DpoSettings("smollm2", ("pairs.jsonl",), "kind", loss="ipo")``.
     """
 
@@ -139,12 +140,13 @@ class DpoSettings(SftSettings):
 class DistillSettings(TuneSettings):
     """Learning from a teacher, on the training problems of tasks.
 
-    model: the student. task: names of tasks (`tasks/finding.py`). out: the run's name. teacher: a model, as for
-    `hearth run`; None: the student's own base. teacher_adapter: a run or the folder of an adapter that the
-    teacher takes. is_on_policy: the student answers and learns the teacher's next-token probabilities along
-    its own answers; otherwise the teacher answers and the student is fine-tuned on what the grader calls
-    right. prompts: problems, of a step on-policy, else in all. group_size: answers to each. max_tokens: longest
-    answer. temperature, top_p: as for sampling. batch_size, epochs: of fine-tuning on answers.
+    model: the student. task: names of tasks (`tasks/finding.py`). out: the run's name. teacher: a model, as
+    for `hearth run`; None: the student's own base. teacher_adapter: a run or the folder of an adapter that
+    the teacher takes. is_on_policy: the student answers and learns the teacher's next-token probabilities
+    along its own answers; otherwise the teacher answers and the student is fine-tuned on what the grader
+    calls right. prompts: problems, of a step on-policy, else in all. group_size: answers to each.
+    max_tokens: longest answer. temperature, top_p: as for sampling. batch_size, epochs: of fine-tuning on
+    answers.
     Example: ``DistillSettings("smollm2", ("chain_sum",), "taught", teacher_adapter="sums")``.
     """
 

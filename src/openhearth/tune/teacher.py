@@ -65,7 +65,8 @@ def find_teacher(settings: DistillSettings, opened: Opened) -> TeacherFiles:
     if settings.teacher_adapter is not None:
         adapter = read_adapter(find_output(config.home, settings.teacher_adapter))
         if adapter.base_weights_sha256 not in ("", stored.weights_sha256):
-            raise UsageError(f"the adapter `{settings.teacher_adapter}` is of other weights than `{stored.name}`",
+            raise UsageError(f"the adapter `{settings.teacher_adapter}` is of other weights than "
+                             f"`{stored.name}`",
                              why=f"trained on {adapter.base_weights_sha256[:16]} (`{adapter.base_model}`), "
                                  f"these are {stored.weights_sha256[:16]}",
                              hint=f"--teacher {adapter.base_model or 'MODEL'}")
@@ -96,5 +97,5 @@ def _check_tokens(opened: Opened, checkpoint: formats.Checkpoint, name: str) -> 
     tokenizer = chat.load_tokenizer(checkpoint)
     if sizes[0] != sizes[1] or not tokenizer.has_same_tokens(opened.tokenizer):
         raise UsageError(f"the teacher `{name}` has other tokens than the student",
-                         why=f"vocabularies of {sizes[0]} and {sizes[1]}; probabilities are compared token by token",
+                         why=f"vocabularies of {sizes[0]} and {sizes[1]}; what is compared are probabilities",
                          hint="leave out --on-policy: text can be learned from any teacher")

@@ -39,8 +39,8 @@ def sample_teacher(settings: DistillSettings, config: Config, run: RunFolder,
                    on_block: Callable[[int, int, int], None] = lambda done, right, total: None) -> None:
     """Leave `rows.jsonl` in the run's folder, unless it is there already.
 
-    on_block: called with problems done, right answers, and problems in all. The caller holds the run. Raises:
-    UsageError when the folder has answers to other settings or nothing was right, and as `local.load`.
+    on_block: called with problems done, right answers, and problems in all. The caller holds the run.
+    Raises: UsageError when the folder has answers to other settings or nothing was right; as `local.load`.
     """
     tasks = tuple(find(name) for name in settings.task)
     folder = None if settings.teacher_adapter is None else find_output(config.home, settings.teacher_adapter)
@@ -79,12 +79,14 @@ def _ask(settings: DistillSettings, tasks: Sequence[Task], model: local.LocalMod
          on_block: Callable[[int, int, int], None]) -> None:
     asked = run.read(_ASKED)
     problems = Mixture(tasks, seed=settings.seed).take(0, asked["prompts"])
-    sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p, max_tokens=asked["max_tokens"],
+    sampling = Sampling(temperature=settings.temperature, top_p=settings.top_p,
+                        max_tokens=asked["max_tokens"],
                         stop_token_ids=model.tokenizer.stop_token_ids)
     blocks = _read_blocks(run.path / _PARTIAL)
     with Grading(tasks) as grading:
         for start in range(len(blocks) * _BLOCK, len(problems), _BLOCK):
-            some = [ask(problem, task, model.tokenizer, model.template, seed=f"{settings.seed}/{start + place}")
+            some = [ask(problem, task, model.tokenizer, model.template,
+                        seed=f"{settings.seed}/{start + place}")
                     for place, (task, problem) in enumerate(problems[start:start + _BLOCK])]
             groups = roll(model.engine, model.tokenizer, grading, some, sampling,
                           group_size=settings.group_size, adapter=model.adapter_name)
@@ -95,9 +97,9 @@ def _ask(settings: DistillSettings, tasks: Sequence[Task], model: local.LocalMod
     answers = [answer for block in blocks for answer in block]
     rows = _rows(answers, problems, settings.group_size)
     if not rows:
+        num_long = sum(answer["finish_reason"] == "length" for answer in answers)
         raise UsageError(f"none of the teacher's {len(answers)} answers is right and complete",
-                         why=f"{sum(answer['finish_reason'] == 'length' for answer in answers)} of them reached "
-                             f"{asked['max_tokens']} tokens",
+                         why=f"{num_long} of them reached {asked['max_tokens']} tokens",
                          hint="an easier --task, more --prompts, or a larger --max-tokens")
     run.write_rows(_ANSWERS, answers)
     run.write_rows(ROWS, rows)
@@ -118,8 +120,8 @@ def _read_blocks(path: Path) -> list[list[dict[str, Any]]]:
 
 def _answer(one: Rolled) -> dict[str, Any]:
     record = asdict(one)
-    return {name: record[name] for name in ("task", "problem", "token_ids", "text", "finish_reason", "verdict",
-                                            "reward", "reason")}
+    return {name: record[name] for name in ("task", "problem", "token_ids", "text", "finish_reason",
+                                            "verdict", "reward", "reason")}
 
 
 def _is_right(answer: dict[str, Any]) -> bool:
@@ -138,5 +140,6 @@ def _rows(answers: Sequence[dict[str, Any]], problems: Sequence[tuple[int, Probl
         if _is_right(answer) and key not in seen:
             seen.add(key)
             messages = [dict(message) for message in problems[place // group_size][1].messages]
-            rows.append({"prompt": messages, "completion": [{"role": "assistant", "content": answer["text"]}]})
+            rows.append({"prompt": messages,
+                         "completion": [{"role": "assistant", "content": answer["text"]}]})
     return rows

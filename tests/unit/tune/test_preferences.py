@@ -1,4 +1,4 @@
-"""Preference losses by hand, by autograd in float64 and by TRL's formulas; pairs, references, resumed runs."""
+"""Preference losses by hand, in float64 and by TRL's formulas; pairs, references, resumed runs."""
 
 import json
 import math
@@ -95,7 +95,8 @@ def test_gradients_of_losses_are_those_of_finite_differences(name):
 
     def loss(chosen, rejected):
         return PREFERENCE_LOSSES[name].loss(PreferenceInput(
-            Answers(chosen, rest[0], rest[2]), Answers(rejected, rest[1], rest[3]), BETA, 0.3, 1.5, 0.5)).terms_U
+            Answers(chosen, rest[0], rest[2]), Answers(rejected, rest[1], rest[3]), BETA, 0.3, 1.5,
+            0.5)).terms_U
 
     assert torch.autograd.gradcheck(loss, (chosen.requires_grad_(), rejected.requires_grad_()))
 

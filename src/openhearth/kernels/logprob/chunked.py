@@ -123,8 +123,8 @@ class _TokenLogprobs(torch.autograd.Function):
             _mask_(logits_CV, ctx.kept, rows)
             return _grad_logits(logits_CV, targets_T[rows], grads_T[rows], ctx.temperature)
 
-        found = chunked_backward(head, hidden_TD, trained, ctx.needs_input_grad[5:], ctx.chunk_rows, grad_logits)
-        return None, None, None, None, None, *found
+        return None, None, None, None, None, *chunked_backward(
+            head, hidden_TD, trained, ctx.needs_input_grad[5:], ctx.chunk_rows, grad_logits)
 
 
 def chunked_backward(head: Head, hidden_TD: Tensor, trained: list[Tensor], needs: tuple[bool, ...], size: int,

@@ -1,8 +1,8 @@
 """How far a student's next-token distributions are from a teacher's, over the whole vocabulary.
 
-Exact, and in chunks as the log-probabilities are (`chunked.py`): neither model's logits are ever held for more
-than a few rows. With p the student's probabilities, q the teacher's and k = KL(p, q), the gradient of k with
-respect to the student's logits is p * (ln p - ln q - k).
+Exact, and in chunks as the log-probabilities are (`chunked.py`): neither model's logits are ever held for
+more than a few rows. With p the student's probabilities, q the teacher's and k = KL(p, q), the gradient of k
+with respect to the student's logits is p * (ln p - ln q - k).
 
 Does not: give the teacher a gradient, or take a temperature.
 """
@@ -63,8 +63,8 @@ class _ReverseDivergences(torch.autograd.Function):
             difference_CV -= (difference_CV * probabilities_CV).sum(dim=1, keepdim=True)
             return difference_CV.mul_(probabilities_CV).mul_(grads_T[rows, None])
 
-        found = chunked_backward(head, hidden_TD, trained, ctx.needs_input_grad[3:], ctx.chunk_rows, grad_logits)
-        return None, None, None, *found
+        return None, None, None, *chunked_backward(
+            head, hidden_TD, trained, ctx.needs_input_grad[3:], ctx.chunk_rows, grad_logits)
 
 
 def _compare(logits_CV: Tensor, teacher_CE: Tensor, teacher_head: Head) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,8 @@ def _compare(logits_CV: Tensor, teacher_CE: Tensor, teacher_head: Head) -> tuple
     with torch.no_grad():
         teacher_CV = logits_of(teacher_head, teacher_CE)
         if teacher_CV.shape != logits_CV.shape:
-            raise UsageError(f"a teacher of {teacher_CV.shape[1]} tokens for a student of {logits_CV.shape[1]}",
+            raise UsageError(f"a teacher of {teacher_CV.shape[1]} tokens for a student of "
+                             f"{logits_CV.shape[1]}",
                              hint="choose a teacher with the student's tokenizer")
         logprobs_CV = torch.log_softmax(logits_CV.detach(), dim=1)
         difference_CV = logprobs_CV - torch.log_softmax(teacher_CV, dim=1)

@@ -30,7 +30,8 @@ class PreferenceRenderer:
             return self._pair(row)
         if not self.is_paired and {"prompt", "completion", "label"} <= fields.keys():
             return self._judged(row)
-        expected = "prompt, chosen and rejected" + ("" if self.is_paired else "; or prompt, completion and label")
+        expected = "prompt, chosen and rejected" + (
+            "" if self.is_paired else "; or prompt, completion and label")
         return Refusal(row.file, row.line,
                        f"columns {', '.join(map(str, fields)) or 'none'}; expected {expected}")
 

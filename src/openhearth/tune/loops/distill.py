@@ -94,7 +94,8 @@ class DistillLoop:
             with torch.no_grad():
                 teacher_NE = trained_hidden(teacher.model, pack, teacher.slot)
             hidden_ND = trained_hidden(learner.model, pack, learner.slot)
-            divergences_N = reverse_divergences(hidden_ND, learner.model.logits, teacher_NE, teacher.model.logits)
+            divergences_N = reverse_divergences(hidden_ND, learner.model.logits, teacher_NE,
+                                                teacher.model.logits)
             share = divergences_N.sum() / num_trained
             loss += float(share.detach())
             share.backward()

@@ -36,8 +36,8 @@ class Answers:
 class PreferenceInput:
     """One pack's answers. beta: strength of the reference (or weight of the odds ratio, for ORPO).
 
-    divergence: estimate of KL(policy, reference) over the batch, at least 0, without a gradient. chosen_weight,
-    rejected_weight: of either kind. The last three are KTO's.
+    divergence: estimate of KL(policy, reference) over the batch, at least 0, without a gradient.
+    chosen_weight, rejected_weight: of either kind. The last three are KTO's.
     """
 
     chosen: Answers

@@ -1,4 +1,4 @@
-"""Distillation as a job: fine-tuning on a teacher's right answers, or its probabilities on the student's own."""
+"""Distillation as a job: a teacher's right answers, or its probabilities along the student's own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ _LOOKED_AT = 32
 
 @dataclass(frozen=True)
 class TaughtWork(SftWork):
-    """Rows of a teacher's right answers. Example: ``prepare_distill(settings, opened, 2**33)[1].training``."""
+    """Rows of a teacher's right answers.
+
+    Example: ``prepare_distill(settings, opened, 2**33)[1].training``.
+    """
 
     name: str = "distill"
 
@@ -134,7 +137,8 @@ def _derive(settings: DistillSettings, spec: ModelSpec, longest_prompt: int, tas
     num_answers = deriver.settings.prompts * settings.group_size
     num_trainable = count_trainable(deriver.settings, spec)
     per_step = num_answers if settings.is_on_policy else settings.batch_size
-    terms = fill_memory(deriver, spec, longest, per_step * longest, num_trainable, available_bytes, held_bytes)
+    terms = fill_memory(deriver, spec, longest, per_step * longest, num_trainable, available_bytes,
+                        held_bytes)
     num_steps = settings.steps or _STEPS
     if settings.steps is None:
         deriver.reasons["steps"] = "a start; a longer run is a new one with --steps"

@@ -26,7 +26,10 @@ _RATES = (5e-5, 1e-6)
 
 @dataclass(frozen=True)
 class PreferenceWork:
-    """The preferences of a run. Example: ``prepare_preference(settings, opened, 2**33)[1].training.samples``."""
+    """The preferences of a run.
+
+    Example: ``prepare_preference(settings, opened, 2**33)[1].training.samples``.
+    """
 
     training: SampleSet
     held_out: SampleSet | None
@@ -42,7 +45,7 @@ class PreferenceWork:
 
     @contextlib.contextmanager
     def looping(self, run: RunFolder, opened: Opened, plan: Plan, learner: Learner) -> Iterator[Loop]:
-        """Give the loop, after reference and held-out measures were computed, or found from an earlier start."""
+        """Give the loop, after the reference was computed or found, and the held-out rows were judged."""
         loop = _loop(self._data(self.training, run, opened, plan, learner), plan, learner)
         held_out = self.held_out and self._data(self.held_out, run, opened, plan, learner)
         if held_out and run.checkpoints.newest() is None:
