@@ -36,6 +36,7 @@ def command(
     lora_rank: int = typer.Option(None, "--lora-rank", help="Inner size of the adapter."),
     lora_alpha: float = typer.Option(None, "--lora-alpha", help="Scale is alpha / rank."),
     rslora: bool = typer.Option(None, "--rslora", help="Scale is alpha / sqrt(rank)."),
+    optimizer: Literal["adamw", "muon"] = typer.Option(None, "--optimizer", help="muon with full weights."),
     learning_rate: float = typer.Option(None, "--learning-rate", help="At its peak."),
     schedule: Literal["cosine", "linear", "wsd", "constant"] = typer.Option(None, "--schedule"),
     epochs: float = typer.Option(None, "--epochs", help="Passes over the data. Default: 1."),
@@ -73,7 +74,8 @@ def command(
              "group_size": group_size,
              "temperature": temperature, "kl": kl, "updates": updates,
              "weights": weights, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
-             "is_rank_stabilised": rslora, "learning_rate": learning_rate, "schedule": schedule,
+             "is_rank_stabilised": rslora, "optimizer": optimizer, "learning_rate": learning_rate,
+             "schedule": schedule,
              "epochs": epochs, "steps": steps, "batch_size": batch_size, "max_tokens": max_tokens,
              "pack_tokens": pack_tokens, "chat": chat, "recompute": recompute, "dtype": dtype, "seed": seed,
              "checkpoint_every": checkpoint_every, "threads": threads}

@@ -110,7 +110,7 @@ def load_learner(job: Job) -> Learner:
     if settings.recompute:
         recompute_layers(model)
     adam = AdamSettings(beta2=settings.beta2, weight_decay=settings.weight_decay, clip=settings.clip)
-    return Learner(model, Optimizer(parameters, adam), slot)
+    return Learner(model, Optimizer(parameters, adam, has_muon=settings.optimizer == "muon"), slot)
 
 
 def _write_page(run: RunFolder) -> None:

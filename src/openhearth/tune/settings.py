@@ -30,12 +30,14 @@ class TuneSettings:
     lora_rank: inner size of those matrices. lora_alpha: what they add is scaled by alpha / rank, with
     is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear layers. dtype: numbers of the weights
     and activations; masters and optimizer are float32. pack_tokens: tokens of one forward; a step adds up
-    several. warmup: share of the steps. weight_decay, clip, beta2: AdamW's. recompute: activations of a
-    layer are computed again on the way back instead of kept. checkpoint_every: steps.
+    several. optimizer: "muon" moves the matrices inside the network, with full weights. warmup: share of the
+    steps. weight_decay, clip, beta2: AdamW's. recompute: activations of a layer are computed again on the way
+    back instead of kept. checkpoint_every: steps.
     """
 
     seed: int = 0
     weights: Literal["lora", "full"] = "lora"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     base: Literal["plain", "stored", "int8", "int4"] = "plain"
     lora_rank: int | None = None
     lora_alpha: float | None = None
@@ -66,6 +68,9 @@ class TuneSettings:
         for layer in self.lora_layers:
             if layer not in LAYERS:
                 raise UsageError(f"lora_layers names `{layer}`", why=f"expected some of {', '.join(LAYERS)}")
+        if self.optimizer == "muon" and self.weights != "full":
+            raise UsageError("muon with weights `lora`", why="it is for whole matrices, not for their halves",
+                             hint="--weights full, or --optimizer adamw")
         if self.base != "plain" and (self.weights == "full" or self.dtype == "float32"):
             raise UsageError(f"base `{self.base}` with weights `{self.weights}` and dtype `{self.dtype}`",
                              why="quantised weights are frozen, and computed with in bfloat16",
