@@ -265,7 +265,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         files = recipe.get(name, [])
         files = [files] if isinstance(files, str) else files
         if name in recipe and isinstance(files, list):
-            recipe[name] = [str(path.parent / file) for file in files]
+            recipe[name] = [file if file.startswith("hub:") else str(path.parent / file) for file in files]
     return recipe
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from openhearth.errors import UsageError
 from openhearth.runs import RunFolder
 from openhearth.tune.data.rendering import Renderer
 from openhearth.tune.data.samples import RowRenderer, SampleSet, load_samples
+from openhearth.tune.data.sources import find_files
 from openhearth.tune.derive import Plan, base_bytes, derive_data_settings, derive_plan
 from openhearth.tune.loops.sft import SftLoop, mean_loss
 from openhearth.tune.methods.records import Learner, Opened
@@ -82,10 +82,10 @@ def read_data(settings: SftSettings, opened: Opened, available_bytes: int, *,
                          hint=f"--max-tokens {spec.max_position}")
     renderer = as_units(Renderer(opened.tokenizer, opened.template, is_chat=settings.chat,
                                  max_tokens=settings.max_tokens, vocab_size=spec.vocab_size))
-    training = load_samples([Path(path) for path in settings.data], renderer)
+    training = load_samples(find_files(settings.data, opened.config), renderer)
     held_out = None
     if settings.eval_data:
-        held_out = load_samples([Path(path) for path in settings.eval_data], renderer)
+        held_out = load_samples(find_files(settings.eval_data, opened.config), renderer)
     plan = derive_plan(settings, spec, [len(sample.token_ids) for sample in training.samples],
                        available_bytes=available_bytes,
                        base_bytes=base_bytes(settings, opened.checkpoint, spec), **usual)
