@@ -95,6 +95,9 @@ def test_an_adapter_is_evaluated_against_its_base(run, tmp_path, tiny_folder):
     assert record["settings"]["adapter"] == hash_file(folder / "adapter_model.safetensors")
     assert record["model"].endswith(str(folder)) and plain["settings"]["adapter"] is None
     assert record["samples_sha256"] != plain["samples_sha256"] == record["against"]["samples_sha256"]
+    build_llama(tmp_path / "narrow", hidden_size=32)
+    unfit = run(*args, "--adapter", folder, model=tmp_path / "narrow")
+    assert unfit.code == 2 and "does not fit the model" in unfit.err and "[rank, 32]" in unfit.err
     refused = run(*args, "--adapter", "gone")
     assert refused.code == 3 and "no run `gone`" in refused.err
 

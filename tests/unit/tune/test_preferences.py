@@ -9,6 +9,7 @@ from support.tuning import config_of, write_jsonl
 from torch.nn import functional
 
 from openhearth import chat
+from openhearth.errors import Diverged
 from openhearth.formats import open_checkpoint
 from openhearth.runs import RunFolder, hash_files
 from openhearth.tune import DpoSettings, prepare, references, run_job
@@ -247,3 +248,15 @@ def test_kto_weighs_the_rarer_kind_of_answer_more(tiny_folder, tmp_path):
                   config_of(tmp_path))
     assert (job.plan.settings.chosen_weight, job.plan.settings.rejected_weight) == (3.0, 1.0)
     assert json.loads(json.dumps(job.plan.reasons))["chosen_weight"] == "2 chosen and 6 rejected answers"
+
+
+def test_a_loss_that_is_no_number_keeps_a_checkpoint_and_the_pairs_that_did_it(tiny_folder, tmp_path):
+    data = write_jsonl(tmp_path / "pairs.jsonl", pairs())
+    with pytest.raises(Diverged, match="loss") as error:
+        train(tmp_path, settings_of(tiny_folder, data, learning_rate=1e30, checkpoint_every=1))
+    run = RunFolder(config_of(tmp_path).home, "run")
+    named = run.read("diverged.json")
+    assert run.checkpoints.newest().step == named["step"] - 1 >= 1
+    assert f"step {named['step'] - 1} is kept" in error.value.why and named["rows"][0] in error.value.why
+    kept = [json.loads(line) for line in (run.path / "diverged.jsonl").read_text().splitlines()]
+    assert len(kept) == 4 and all(row["chosen"]["token_ids"] and row["rejected"]["token_ids"] for row in kept)

@@ -102,7 +102,7 @@ class DistillLoop:
         lengths = [len(sample.token_ids) for sample in samples]
         return StepWork(loss, sum(lengths), num_trained,
                         step_flops(learner.model.spec, lengths, is_full=learner.slot is None),
-                        tuple(dict.fromkeys(one.problem for one in rolled)))
+                        tuple(dict.fromkeys(one.problem for one in rolled)), samples)
 
 
 def _describe(rolled: list[Rolled], seconds: float) -> dict[str, float]:

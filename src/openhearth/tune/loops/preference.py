@@ -140,7 +140,7 @@ class PreferenceLoop:
             self._report["divergence"] = divergence
         return StepWork(totals.loss / totals.num_terms, sum(lengths), sum(row.num_trained for row in batch),
                         step_flops(self.model.spec, lengths, is_full=self.adapter_slot is None),
-                        tuple(f"{row.file}:{row.line}" for row in batch))
+                        tuple(f"{row.file}:{row.line}" for row in batch), batch)
 
     def evaluate(self, data: PreferenceData) -> dict[str, float]:
         """Return the mean loss and the measures over other rows; divergence is estimated over all of them."""

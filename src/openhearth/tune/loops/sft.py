@@ -64,7 +64,7 @@ class SftLoop:
         lengths = [len(sample.token_ids) for sample in batch]
         return StepWork(loss, sum(lengths), num_trained,
                         step_flops(self.model.spec, lengths, is_full=self.adapter_slot is None),
-                        tuple(f"{sample.file}:{sample.line}" for sample in batch))
+                        tuple(f"{sample.file}:{sample.line}" for sample in batch), batch)
 
 
 def mean_loss(model: nn.Module, samples: Sequence[Sample], pack_tokens: int,
