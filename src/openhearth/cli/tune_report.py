@@ -141,7 +141,7 @@ def _total_flops(job: Job) -> int:
 
     settings = job.plan.settings
     if _has_rows(job):
-        lengths = [len(sample.token_ids) for sample in job.work.training.samples]
+        lengths = list(job.work.training.samples.lengths)
         repeats = job.plan.num_steps * settings.batch_size / len(lengths)
     else:
         longest = job.work.longest_prompt + settings.max_tokens

@@ -105,7 +105,7 @@ def load_learner(job: Job) -> Learner:
         parameters, slot = dict(model.requires_grad_(True).named_parameters()), None
     else:
         adapter = attach_fresh(model, rank=settings.lora_rank, scale=job.plan.lora_scale,
-                               layers=settings.lora_layers, seed=settings.seed)
+                               layers=settings.lora_layers, seed=settings.seed, use_dora=settings.use_dora)
         parameters, slot = adapter_parameters(adapter), adapter.slot
     if settings.recompute:
         recompute_layers(model)

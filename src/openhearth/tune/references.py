@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,32 +27,39 @@ from openhearth.errors import HearthError
 from openhearth.models.tensor_files import read_tensors, write_tensors
 from openhearth.runs import RunFolder
 from openhearth.tune.data.records import Sample
-from openhearth.tune.packs import pack_samples, sequence_sums, split_batch, trained_logprobs
+from openhearth.tune.packs import pack_samples, split_batch, trained_logprobs
 
 _AT_ONCE = 256
 _NAME = "logprobs"
 
 
 def reference_sums(run: RunFolder, model: nn.Module, samples: Sequence[Sample], *, base: Mapping[str, str],
-                   pack_tokens: int) -> dict[Sample, float]:
+                   pack_tokens: int) -> dict[bytes, float]:
     """Return each sample's log-probability (its trained tokens' sum) under the model without adapters.
 
-    model: with the weights before tuning. base: what names them, and the arithmetic. Raises: NotEnoughDisk.
+    The keys are those of `sample_key`. model: with the weights before tuning. base: what names them, and the
+    arithmetic. Raises: NotEnoughDisk.
     """
     file = f"reference-{_key(samples, base)[:32]}.safetensors"
-    logprobs_N = _find(run, file, sum(sample.num_trained for sample in samples))
+    lengths = [sample.num_trained for sample in samples]
+    logprobs_N = _find(run, file, sum(lengths))
     if logprobs_N is None:
         logprobs_N = _compute(model, samples, pack_tokens)
         _write(run.path / file, lambda fresh: write_tensors(fresh, {_NAME: logprobs_N}))
-    if not samples:
-        return {}
-    return dict(zip(samples, sequence_sums(logprobs_N, samples).tolist(), strict=True))
+    sums = [float(part.double().sum()) for part in logprobs_N.split(lengths)]
+    return {sample_key(sample): total for sample, total in zip(samples, sums, strict=True)}
+
+
+def sample_key(sample: Sample) -> bytes:
+    """Return what stands for a sample's tokens, 16 bytes."""
+    content = array("i", sample.token_ids).tobytes() + bytes(sample.is_trained)
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 def _key(samples: Sequence[Sample], base: Mapping[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(dict(base), sort_keys=True).encode())
     for sample in samples:
-        digest.update(json.dumps([sample.token_ids, sample.is_trained]).encode())
+        digest.update(sample_key(sample))
     return digest.hexdigest()
 
 

@@ -28,7 +28,8 @@ class TuneSettings:
     weights: "lora" trains small matrices beside the linear layers, "full" all weights. base: how the frozen
     weights under LoRA are held: "plain" numbers, "stored" as in a GGUF file, quantised to "int8" or "int4".
     lora_rank: inner size of those matrices. lora_alpha: what they add is scaled by alpha / rank, with
-    is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear layers. dtype: numbers of the weights
+    is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear layers. use_dora: their
+    rows' magnitudes learn too. dtype: numbers of the weights
     and activations; masters and optimizer are float32. pack_tokens: tokens of one forward; a step adds up
     several. optimizer: "muon" moves the matrices inside the network, with full weights. warmup: share of the
     steps. weight_decay, clip, beta2: AdamW's. recompute: activations of a layer are computed again on the way
@@ -42,6 +43,7 @@ class TuneSettings:
     lora_rank: int | None = None
     lora_alpha: float | None = None
     is_rank_stabilised: bool = False
+    use_dora: bool = False
     lora_layers: tuple[str, ...] = LAYERS
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pack_tokens: int | None = None
@@ -68,6 +70,9 @@ class TuneSettings:
         for layer in self.lora_layers:
             if layer not in LAYERS:
                 raise UsageError(f"lora_layers names `{layer}`", why=f"expected some of {', '.join(LAYERS)}")
+        if self.use_dora and self.weights != "lora":
+            raise UsageError("use_dora with weights `full`", why="DoRA is a kind of LoRA",
+                             hint="--weights lora")
         if self.optimizer == "muon" and self.weights != "full":
             raise UsageError("muon with weights `lora`", why="it is for whole matrices, not for their halves",
                              hint="--weights full, or --optimizer adamw")

@@ -14,7 +14,7 @@ from openhearth.formats import open_checkpoint
 from openhearth.runs import RunFolder, hash_files
 from openhearth.tune import DpoSettings, prepare, references, run_job
 from openhearth.tune.data import Preference, PreferenceRenderer, Refusal, Renderer, Row
-from openhearth.tune.data.preferences import mismatched
+from openhearth.tune.data.preferences import mismatched, partners
 from openhearth.tune.data.records import Sample
 from openhearth.tune.loops.preference import PREFERENCE_LOSSES
 from openhearth.tune.losses.preferred import Answers, PreferenceInput
@@ -159,9 +159,10 @@ def test_prompts_get_the_answer_to_another_prompt():
                           None)
 
     rows = [row((1, 2), (7,)), row((1, 2), (8,)), row((3,), (9, 9))]
-    found = [sample.token_ids for sample in mismatched(rows, 8)]
-    assert found == [(1, 2, 9, 9), (1, 2, 9, 9), (3, 7)]
-    assert mismatched(rows, 3)[0] is None and mismatched(rows[:2], 8) == [None, None]
+    assert partners(rows, 8) == [2, 2, 0]
+    found = [mismatched(rows[place], rows[other]) for place, other in enumerate(partners(rows, 8))]
+    assert [sample.token_ids for sample in found] == [(1, 2, 9, 9), (1, 2, 9, 9), (3, 7)]
+    assert partners(rows, 3)[0] == -1 and partners(rows[:2], 8) == [-1, -1]
 
 
 def pairs(count=10):

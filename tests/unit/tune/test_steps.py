@@ -144,14 +144,15 @@ def test_little_memory_gives_small_packs_then_recomputation(spec):
     assert least.settings.recompute and "even that takes more" in least.reasons["pack_tokens"]
 
 
-def test_lora_parameters_are_counted_as_attached(spec, tiny_folder):
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_lora_parameters_are_counted_as_attached(spec, tiny_folder, use_dora):
     from openhearth.models import load_model
     from openhearth.tune.weights import adapter_parameters, attach_fresh
 
     model = load_model(open_checkpoint(tiny_folder), spec, dtype=torch.float32)
-    adapter = attach_fresh(model, rank=3, scale=1.0, layers=LAYERS[2:5], seed=0)
+    adapter = attach_fresh(model, rank=3, scale=1.0, layers=LAYERS[2:5], seed=0, use_dora=use_dora)
     count = sum(parameter.numel() for parameter in adapter_parameters(adapter).values())
-    assert count == count_lora(spec, 3, LAYERS[2:5]) > 0
+    assert count == count_lora(spec, 3, LAYERS[2:5], use_dora=use_dora) > 0
 
 
 LONG_STEP = """

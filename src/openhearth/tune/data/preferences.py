@@ -76,31 +76,36 @@ def _as_label(value: Any) -> bool | None:
     return {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
 
 
-def prompt_length(sample: Sample) -> int:
-    """Return the number of tokens before the first trained one."""
-    return sample.is_trained.index(True)
+def partners(rows: Sequence[Preference], max_tokens: int) -> list[int]:
+    """Return for each row the place of the next one with another prompt whose answer fits after its own.
 
-
-def mismatched(preferences: Sequence[Preference], max_tokens: int) -> list[Sample | None]:
-    """Return each row's prompt with the answer to another prompt, the next one in the data that fits.
-
-    What they are worth to policy and reference estimates a divergence that the row itself has no part in.
-    None where no other prompt's answer fits. Source: arXiv 2402.01306, section 4.2.
+    Of -1: there is none. What a prompt with another's answer is worth to policy and reference estimates a
+    divergence that the row itself has no part in. Source: arXiv 2402.01306, section 4.2.
     """
-    found: list[Sample | None] = []
-    firsts = [preference.sequences[0] for preference in preferences]
-    for place, own in enumerate(firsts):
-        prompt = own.token_ids[:prompt_length(own)]
-        found.append(None)
-        for step in range(1, min(len(firsts), _TRIES)):
-            other = firsts[(place + step) % len(firsts)]
-            start = prompt_length(other)
-            if other.token_ids[:start] != prompt and (
-                    len(prompt) + len(other.token_ids) - start <= max_tokens):
-                found[-1] = Sample((*prompt, *other.token_ids[start:]),
-                                   (*[False] * len(prompt), *other.is_trained[start:]), own.file, own.line)
+    found = []
+    for place in range(len(rows)):
+        prompt = _prompt(rows[place].sequences[0])
+        found.append(-1)
+        for step in range(1, min(len(rows), _TRIES)):
+            other = (place + step) % len(rows)
+            sample = rows[other].sequences[0]
+            start = sample.is_trained.index(True)
+            if _prompt(sample) != prompt and len(prompt) + len(sample.token_ids) - start <= max_tokens:
+                found[-1] = other
                 break
     return found
+
+
+def mismatched(row: Preference, other: Preference) -> Sample:
+    """Return a row's prompt with the answer of another."""
+    own, sample = row.sequences[0], other.sequences[0]
+    prompt, start = _prompt(own), sample.is_trained.index(True)
+    return Sample((*prompt, *sample.token_ids[start:]),
+                  (*[False] * len(prompt), *sample.is_trained[start:]), own.file, own.line)
+
+
+def _prompt(sample: Sample) -> tuple[int, ...]:
+    return sample.token_ids[:sample.is_trained.index(True)]
 
 
 _TRIES = 64

@@ -12,6 +12,7 @@ from openhearth.errors import UsageError
 from openhearth.runs import hash_file
 from openhearth.tune.data.reading import Row, read_rows
 from openhearth.tune.data.records import Preference, Refusal, Sample
+from openhearth.tune.data.spool import Spool
 
 _SHOWN = 5
 
@@ -30,19 +31,19 @@ class RowRenderer(Protocol):
 class SampleSet:
     """Samples in the order of the files. files: path -> sha256."""
 
-    samples: tuple[Sample, ...] | tuple[Preference, ...]
+    samples: Spool
     refusals: tuple[Refusal, ...]
     files: dict[str, str]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all samples."""
-        return sum(len(sample.token_ids) for sample in self.samples)
+        return sum(self.samples.lengths)
 
     @property
     def num_trained(self) -> int:
         """Tokens of all samples that the loss is on."""
-        return sum(sample.num_trained for sample in self.samples)
+        return self.samples.num_trained
 
     def describe_refusals(self) -> str:
         """Return what was left out, the first ones by name; "" when nothing was."""
@@ -58,13 +59,13 @@ class SampleSet:
 
 def load_samples(paths: Sequence[Path], renderer: RowRenderer) -> SampleSet:
     """Read and render every row. Raises: UsageError when none is left, and as `read_rows`."""
-    samples: list[Sample | Preference] = []
+    samples = Spool()
     refusals: list[Refusal] = []
     for path in paths:
         for row in read_rows(path):
             made = renderer.render(row) if isinstance(row, Row) else row
-            (refusals if isinstance(made, Refusal) else samples).append(made)
-    found = SampleSet(tuple(samples), tuple(refusals), {str(path): hash_file(path) for path in paths})
+            refusals.append(made) if isinstance(made, Refusal) else samples.add(made)
+    found = SampleSet(samples, tuple(refusals), {str(path): hash_file(path) for path in paths})
     if not samples:
         raise UsageError(f"no row of {', '.join(map(str, paths))} can be trained on",
                          why=found.describe_refusals() or "the data is empty",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from openhearth.tune.data.order import Order
+from openhearth.tune.data.preferences import mismatched
 from openhearth.tune.data.records import Preference, Sample
 from openhearth.tune.losses.dpo import dpo_loss
 from openhearth.tune.losses.ipo import ipo_loss
@@ -20,7 +21,10 @@ from openhearth.tune.losses.preferred import Answers, PreferenceInput, Preferenc
 from openhearth.tune.memory import step_flops
 from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.packs import pack_samples, sequence_sums, split_batch, trained_logprobs
+from openhearth.tune.references import sample_key
 from openhearth.tune.training import StepWork
+
+_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,23 @@ PREFERENCE_LOSSES: Mapping[str, PreferenceMethod] = {
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """What a loop learns from. others: per row, its prompt with another prompt's answer, empty where the
-    loss needs none. references: log-probability of every sequence before tuning, empty likewise.
+    """What a loop learns from. partners: per row, the place of one with another prompt or -1, empty where the
+    loss needs none. references: log-probability of every sequence before tuning by `sample_key`, empty
+    likewise.
 
-    Example: ``PreferenceData(rows, (), {rows[0].chosen: -12.5, rows[0].rejected: -14.0})``.
+    Example: ``PreferenceData(rows, (), {sample_key(rows[0].chosen): -12.5, ...})``.
     """
 
     rows: Sequence[Preference]
-    others: Sequence[Sample | None]
-    references: Mapping[Sample, float]
+    partners: Sequence[int]
+    references: Mapping[bytes, float]
+
+    def others(self, places: Iterable[int]) -> list[Sample]:
+        """Return the prompts of some rows with answers to other prompts, where there are any."""
+        if not self.partners:
+            return []
+        return [mismatched(self.rows[place], self.rows[self.partners[place]]) for place in places
+                if self.partners[place] >= 0]
 
 
 @dataclass
@@ -131,9 +143,8 @@ class PreferenceLoop:
         """Add up the gradients of a step in the optimizer."""
         places = self.order.take(step * self.batch_size, self.batch_size)
         batch = [self.data.rows[place] for place in places]
-        others = [self.data.others[place] for place in places] if self.method.has_divergence else []
-        divergence = self._divergence(others)
-        totals = self._run(batch, divergence, is_learning=True)
+        divergence = self._divergence(self.data, places)
+        totals = self._run(self.data, batch, divergence, is_learning=True)
         lengths = [len(sample.token_ids) for row in batch for sample in row.sequences]
         self._report = totals.measures()
         if self.method.has_divergence:
@@ -145,20 +156,22 @@ class PreferenceLoop:
     def evaluate(self, data: PreferenceData) -> dict[str, float]:
         """Return the mean loss and the measures over other rows; divergence is estimated over all of them."""
         with torch.no_grad():
-            divergence = self._divergence(list(data.others) if self.method.has_divergence else [], data)
-            totals = self._run(data.rows, divergence, is_learning=False, data=data)
+            divergence, totals = self._divergence(data, range(len(data.rows))), _Totals()
+            for start in range(0, len(data.rows), _AT_ONCE):
+                self._run(data, data.rows[start:start + _AT_ONCE], divergence, is_learning=False,
+                          totals=totals)
         return {"loss": totals.loss / totals.num_terms, **totals.measures()}
 
-    def _run(self, batch: Sequence[Preference], divergence: float, *, is_learning: bool,
-             data: PreferenceData | None = None) -> _Totals:
-        data, totals = data or self.data, _Totals()
+    def _run(self, data: PreferenceData, batch: Sequence[Preference], divergence: float, *,
+             is_learning: bool, totals: _Totals | None = None) -> _Totals:
+        totals = totals or _Totals()
         num_terms = sum(1 if self.method.is_paired else len(row.sequences) for row in batch)
         for rows in split_batch(batch, self.pack_tokens):
             samples = [sample for row in rows for sample in row.sequences]
             logprobs_N = trained_logprobs(self.model, pack_samples(samples), self.adapter_slot)
             sums_S = sequence_sums(logprobs_N, samples)
             is_chosen_S = torch.tensor([sample is row.chosen for row in rows for sample in row.sequences])
-            references_S = torch.tensor([data.references.get(sample, 0.0) for sample in samples],
+            references_S = torch.tensor([data.references.get(sample_key(sample), 0.0) for sample in samples],
                                         dtype=torch.float64)
             lengths_S = torch.tensor([float(sample.num_trained) for sample in samples], dtype=torch.float64)
             chosen, rejected = (Answers(sums_S[kind_S], references_S[kind_S], lengths_S[kind_S])
@@ -169,14 +182,15 @@ class PreferenceLoop:
             totals.add(found)
         return totals
 
-    def _divergence(self, others: Sequence[Sample | None], data: PreferenceData | None = None) -> float:
+    def _divergence(self, data: PreferenceData, places: Sequence[int]) -> float:
         """Return the mean log-ratio of answers to other prompts, at least 0."""
-        samples = [sample for sample in others if sample is not None]
-        if not samples:
-            return 0.0
-        references, total = (data or self.data).references, 0.0
+        total, count = 0.0, 0
         with torch.no_grad():
-            for pack in split_batch(samples, self.pack_tokens):
-                logprobs_N = trained_logprobs(self.model, pack_samples(pack), self.adapter_slot)
-                total += float(sequence_sums(logprobs_N, pack).sum())
-        return max(0.0, (total - sum(references[sample] for sample in samples)) / len(samples))
+            for start in range(0, len(places), _AT_ONCE):
+                samples = data.others(places[start:start + _AT_ONCE])
+                for pack in split_batch(samples, self.pack_tokens):
+                    logprobs_N = trained_logprobs(self.model, pack_samples(pack), self.adapter_slot)
+                    total += float(sequence_sums(logprobs_N, pack).sum())
+                total -= sum(data.references[sample_key(sample)] for sample in samples)
+                count += len(samples)
+        return max(0.0, total / max(1, count))

@@ -17,6 +17,8 @@ from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.packs import pack_samples, split_batch, trained_logprobs
 from openhearth.tune.training import StepWork
 
+_AT_ONCE = 256
+
 
 class SftLoop:
     """Supervised fine-tuning over a fixed set of samples.
@@ -72,8 +74,9 @@ def mean_loss(model: nn.Module, samples: Sequence[Sample], pack_tokens: int,
     """Return the mean negative log-probability of all trained tokens of samples."""
     total, count = 0.0, 0
     with torch.no_grad():
-        for part in split_batch(samples, pack_tokens):
-            logprobs_N = trained_logprobs(model, pack_samples(part), adapter_slot)
-            total -= float(logprobs_N.double().sum())
-            count += len(logprobs_N)
+        for start in range(0, len(samples), _AT_ONCE):
+            for part in split_batch(samples[start:start + _AT_ONCE], pack_tokens):
+                logprobs_N = trained_logprobs(model, pack_samples(part), adapter_slot)
+                total -= float(logprobs_N.double().sum())
+                count += len(logprobs_N)
     return total / count

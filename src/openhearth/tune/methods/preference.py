@@ -9,9 +9,10 @@ from typing import Any
 
 from openhearth.kernels.select import chosen
 from openhearth.runs import RunFolder
-from openhearth.tune.data.preferences import PreferenceRenderer, mismatched
+from openhearth.tune.data.preferences import PreferenceRenderer, partners
 from openhearth.tune.data.records import Preference
 from openhearth.tune.data.samples import SampleSet
+from openhearth.tune.data.spool import Spool
 from openhearth.tune.derive import Plan
 from openhearth.tune.loops.preference import PREFERENCE_LOSSES, PreferenceData, PreferenceLoop
 from openhearth.tune.methods.records import Learner, Opened
@@ -67,20 +68,22 @@ class PreferenceWork:
             result["held_out"] = {"before": before, "after": after}
         return {"data": data, "result": result}
 
-    def _data(self, found: SampleSet, run: RunFolder, opened: Opened, plan: Plan,
+    def _data(self, read: SampleSet, run: RunFolder, opened: Opened, plan: Plan,
               learner: Learner) -> PreferenceData:
         """Return rows with the reference; the model has the weights before tuning, or the run's file them."""
-        settings, rows = plan.settings, found.samples
+        settings, rows = plan.settings, read.samples
         method = PREFERENCE_LOSSES[settings.loss]
-        others = mismatched(rows, settings.max_tokens) if method.has_divergence else []
+        found = PreferenceData(rows, partners(rows, settings.max_tokens) if method.has_divergence else [], {})
         if not method.has_reference:
-            return PreferenceData(rows, others, {})
-        samples = [sample for row in rows for sample in row.sequences]
-        samples += [sample for sample in others if sample is not None]
+            return found
+        samples = Spool()
+        for place, row in enumerate(rows):
+            for sample in (*row.sequences, *found.others([place])):
+                samples.add(sample)
         base = {"weights": opened.stored.weights_sha256, "dtype": settings.dtype, "held": settings.base,
                 "isa": chosen().isa}
         sums = reference_sums(run, learner.model, samples, base=base, pack_tokens=settings.pack_tokens)
-        return PreferenceData(rows, others, sums)
+        return replace(found, references=sums)
 
 
 def _loop(data: PreferenceData, plan: Plan, learner: Learner) -> PreferenceLoop:

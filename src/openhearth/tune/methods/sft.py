@@ -86,7 +86,7 @@ def read_data(settings: SftSettings, opened: Opened, available_bytes: int, *,
     held_out = None
     if settings.eval_data:
         held_out = load_samples(find_files(settings.eval_data, opened.config), renderer)
-    plan = derive_plan(settings, spec, [len(sample.token_ids) for sample in training.samples],
+    plan = derive_plan(settings, spec, training.samples.lengths,
                        available_bytes=available_bytes,
                        base_bytes=base_bytes(settings, opened.checkpoint, spec), **usual)
     plan.reasons.update(reasons)
