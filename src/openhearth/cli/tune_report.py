@@ -85,7 +85,8 @@ def _task_lines(job: Job) -> dict[str, str]:
     if job.work.name == "distill":
         per_step = (f"{settings.prompts} prompts x {settings.group_size} answers" if settings.is_on_policy
                     else f"{settings.batch_size} answers")
-        return {"task": ", ".join(map(str, settings.task)), "teacher": str(job.work.teacher.describe()),
+        taken = f" with {settings.teacher_adapter}" if settings.teacher_adapter else ""
+        return {"task": ", ".join(settings.task), "teacher": f"{job.work.teacher.stored.name}{taken}",
                 "steps": f"{job.plan.num_steps} of {per_step}"}
     updates = settings.updates * settings.passes
     return {"task": ", ".join(f"{name} ({source})" for name, source in job.work.data().items()),
@@ -135,8 +136,13 @@ def _cache_bytes(job: Job) -> int:
                        hardware.read_memory().available_bytes)
 
 
+def _rolls_out(job: Job) -> bool:
+    """Whether every step has completions drawn, and not a teacher once, before."""
+    return job.work.name == "grpo" or job.plan.settings.is_on_policy
+
+
 def _total_flops(job: Job) -> int:
-    """Operations of all updates; those of rollouts are not among them."""
+    """Operations of all updates; neither rollouts nor a teacher's are among them."""
     from openhearth.tune.memory import step_flops
 
     settings = job.plan.settings
@@ -144,8 +150,8 @@ def _total_flops(job: Job) -> int:
         lengths = list(job.work.training.samples.lengths)
         repeats = job.plan.num_steps * settings.batch_size / len(lengths)
     else:
-        longest = job.work.longest_prompt + settings.max_tokens
-        lengths = [longest] * (settings.prompts * settings.group_size)
+        num_answers = settings.prompts * settings.group_size if _rolls_out(job) else settings.batch_size
+        lengths = [job.work.longest_prompt + settings.max_tokens] * num_answers
         repeats = job.plan.num_steps * getattr(settings, "passes", 1)
     return round(repeats * step_flops(job.opened.spec, lengths, is_full=settings.weights == "full"))
 
@@ -163,7 +169,8 @@ def _predicted_seconds(job: Job) -> float:
     rate = cores * (3e11 if is_fast else 5e10)
     seconds = _total_flops(job) / rate
     if not _has_rows(job):
-        spec, num_tokens = job.opened.spec, job.plan.num_steps * settings.max_tokens
+        spec = job.opened.spec
+        num_tokens = settings.max_tokens * (job.plan.num_steps if _rolls_out(job) else 1)
         drawn = settings.prompts * settings.group_size * spec.flops_per_token(job.work.longest_prompt)
         seconds += num_tokens * (job.plan.memory.weights_bytes / (cores * _BYTES_PER_S) + drawn / rate)
     return seconds

@@ -12,6 +12,7 @@ from openhearth.hub.records import (
     RemoteFile,
     StoredModel,
     data_files,
+    is_dataset,
 )
 from openhearth.hub.refs import format_ref, parse_ref
 from openhearth.hub.sourcing import newer_listing
@@ -33,6 +34,7 @@ __all__ = [
     "data_files",
     "find",
     "format_ref",
+    "is_dataset",
     "leftovers",
     "list_sources",
     "load_catalogue",

@@ -34,6 +34,10 @@ class TeacherFiles:
     adapter: StoredAdapter | None
     is_base: bool
 
+    def num_bytes(self, dtype: str) -> int:
+        """Return what the teacher's weights take as numbers of a type."""
+        return read_spec(self.checkpoint).num_parameters * (2 if dtype == "bfloat16" else 4)
+
     def describe(self) -> dict[str, str]:
         """Return what names the teacher, for receipts."""
         described = {"name": self.stored.name, "weights_sha256": self.stored.weights_sha256}

@@ -7,6 +7,7 @@ from support.hub_server import HubServer
 from support.transfers import config_for, isolate_pip
 
 from openhearth import hub
+from openhearth.cli.facts import gather
 from openhearth.errors import ModelNotFound, Offline
 from openhearth.tune.data import Row, read_rows
 from openhearth.tune.data.sources import find_files
@@ -37,6 +38,7 @@ def test_a_data_set_is_its_training_rows_and_stays_without_the_hub(server, tmp_p
     server.add_repo("datasets/o/n", FILES)
     assert texts(find_files(["hub:datasets/o/n"], config_for(server, tmp_path))) == ["a", "b", "c"]
     offline = config_for(server, tmp_path, HEARTH_OFFLINE="1")
+    assert "it is a data set" in gather(hub.find("hub:datasets/o/n", offline))["unsupported"]
     server.requests.clear()
     assert texts(find_files(["hub:datasets/o/n"], offline)) == ["a", "b", "c"]
     assert not server.requests

@@ -12,8 +12,8 @@ import torch
 from openhearth import hardware
 from openhearth.engine import Engine
 from openhearth.errors import UsageError
+from openhearth.kernels.logprob.chunked import CHUNK_BYTES
 from openhearth.runs import RunFolder
-from openhearth.spec import ModelSpec
 from openhearth.tasks import Grading, Task, find
 from openhearth.tune.derive import Deriver, Plan, base_bytes, count_trainable, fill_memory, fill_weights
 from openhearth.tune.derive_grpo import engine_settings
@@ -30,6 +30,8 @@ from openhearth.tune.training import Loop
 _RATES = (2e-4, 5e-6)
 _PROMPTS, _STEPS = 8, 100
 _LOOKED_AT = 32
+_CHUNKS = 5
+"""Tensors of a chunk's size that comparing two distributions holds besides the student's logits."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +118,14 @@ def prepare_distill(settings: DistillSettings, opened: Opened,
     shown = tuple(ask(task.problem("train", index), place, opened.tokenizer, opened.template, seed="")
                   for place, task in enumerate(tasks)
                   for index in range(min(task.num_problems("train") or _LOOKED_AT, _LOOKED_AT)))
-    plan = _derive(settings, opened.spec, max(len(one.prompt) for one in shown),
-                   max(task.max_tokens for task in tasks), available_bytes,
-                   base_bytes(settings, opened.checkpoint, opened.spec))
+    plan = _derive(settings, opened, max(len(one.prompt) for one in shown),
+                   max(task.max_tokens for task in tasks), available_bytes, teacher)
     return plan, DistillWork(tasks, shown, teacher, settings.is_on_policy)
 
 
-def _derive(settings: DistillSettings, spec: ModelSpec, longest_prompt: int, task_max_tokens: int,
-            available_bytes: int, held_bytes: int | None) -> Plan:
-    deriver = Deriver(settings)
+def _derive(settings: DistillSettings, opened: Opened, longest_prompt: int, task_max_tokens: int,
+            available_bytes: int, teacher: TeacherFiles) -> Plan:
+    deriver, spec = Deriver(settings), opened.spec
     fill_weights(deriver, rate=_RATES[0] if settings.weights == "lora" else _RATES[1])
     deriver.fill("max_tokens", task_max_tokens, "the task's own")
     deriver.fill("prompts", _PROMPTS if settings.is_on_policy else DEFAULT_PROMPTS,
@@ -137,8 +138,16 @@ def _derive(settings: DistillSettings, spec: ModelSpec, longest_prompt: int, tas
     num_answers = deriver.settings.prompts * settings.group_size
     num_trainable = count_trainable(deriver.settings, spec)
     per_step = num_answers if settings.is_on_policy else settings.batch_size
-    terms = fill_memory(deriver, spec, longest, per_step * longest, num_trainable, available_bytes,
-                        held_bytes)
+    teacher_bytes = workspace_bytes = 0
+    if settings.is_on_policy:
+        is_shared = teacher.is_base and settings.weights == "lora"
+        teacher_bytes = 0 if is_shared else teacher.num_bytes(deriver.settings.dtype)
+        workspace_bytes = _CHUNKS * CHUNK_BYTES
+    terms = fill_memory(deriver, spec, longest, per_step * longest, num_trainable,
+                        available_bytes - teacher_bytes - workspace_bytes,
+                        base_bytes(settings, opened.checkpoint, spec))
+    terms = replace(terms, weights_bytes=terms.weights_bytes + teacher_bytes,
+                    workspace_bytes=terms.workspace_bytes + workspace_bytes)
     num_steps = settings.steps or _STEPS
     if settings.steps is None:
         deriver.reasons["steps"] = "a start; a longer run is a new one with --steps"
