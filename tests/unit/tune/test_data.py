@@ -126,7 +126,7 @@ def test_samples_come_back_from_the_disk_as_they_were(tokenizer, template):
     for unit in units:
         spool.add(unit)
     assert list(spool) == units and spool[-1] == units[-1] and spool[1:3] == units[1:3]
-    assert list(spool.lengths) == [3, 2, 5, 2, 3] and spool.num_trained == 1 + 1 + 2 + 1 + 1
+    assert list(spool.lengths) == [3, 2, 3 + 1, 2, 3] and spool.num_trained == 1 + 1 + 2 + 1 + 1
     with pytest.raises(IndexError):
         spool[5]
 

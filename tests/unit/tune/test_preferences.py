@@ -11,13 +11,16 @@ from torch.nn import functional
 from openhearth import chat
 from openhearth.errors import Diverged
 from openhearth.formats import open_checkpoint
+from openhearth.models import load_model
 from openhearth.runs import RunFolder, hash_files
+from openhearth.spec import read_spec
 from openhearth.tune import DpoSettings, prepare, references, run_job
 from openhearth.tune.data import Preference, PreferenceRenderer, Refusal, Renderer, Row
 from openhearth.tune.data.preferences import mismatched, partners
 from openhearth.tune.data.records import Sample
-from openhearth.tune.loops.preference import PREFERENCE_LOSSES
+from openhearth.tune.loops.preference import PREFERENCE_LOSSES, _pack
 from openhearth.tune.losses.preferred import Answers, PreferenceInput
+from openhearth.tune.packs import pack_samples, trained_logprobs
 
 LOSSES = tuple(PREFERENCE_LOSSES)
 BETA = 0.25
@@ -213,6 +216,20 @@ def test_a_cut_run_goes_on_bit_for_bit_and_learns_what_is_liked(tiny_folder, tmp
     exact = {"dpo": math.log(2), "ipo": (1 / (2 * 0.1)) ** 2, "kto": 0.5}
     if name in exact:
         assert (first["loss"], first["margin"]) == (exact[name], 0), "policy and reference have equal bits"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_answers_that_share_a_prompt_have_the_bits_of_answers_alone(tiny_folder, renderer, dtype):
+    checkpoint = open_checkpoint(tiny_folder)
+    model = load_model(checkpoint, read_spec(checkpoint), dtype=dtype)
+    turns = [YES, ASK, NO]
+    for rejected, is_shared in (([NO], True), (turns, False)):
+        pair = PreferenceRenderer(renderer, is_paired=True).render(
+            Row("a", 1, {"prompt": [ASK], "chosen": [YES], "rejected": rejected}))
+        together = _pack(pair.sequences)
+        assert together.num_tokens < sum(len(one.token_ids) for one in pair.sequences) or not is_shared
+        alone = [trained_logprobs(model, pack_samples([one])) for one in pair.sequences]
+        assert torch.equal(trained_logprobs(model, together), torch.cat(alone))
 
 
 def test_packed_pairs_have_the_bits_of_pairs_alone(tiny_folder, tmp_path):

@@ -38,20 +38,29 @@ class PreferenceRenderer:
     def _pair(self, row: Row) -> Preference | Refusal:
         found = {}
         for name, fields in _split(row.fields).items():
-            made = self.renderer.render(Row(row.file, row.line, fields))
+            made = self._answer(row, fields)
             if isinstance(made, Refusal):
                 return Refusal(row.file, row.line, f"{name}: {made.reason}")
             found[name] = made
         if found["chosen"].token_ids == found["rejected"].token_ids:
             return Refusal(row.file, row.line, "chosen and rejected are the same")
+        if len({_prompt(sample) for sample in found.values()}) > 1:
+            return Refusal(row.file, row.line, "chosen and rejected have prompts of other tokens")
         return Preference(**found)
+
+    def _answer(self, row: Row, fields: Mapping[str, Any]) -> Sample | Refusal:
+        """Return a prompt with an answer up to its last trained token; nothing depends on what follows."""
+        made = self.renderer.render(Row(row.file, row.line, dict(fields)))
+        if isinstance(made, Refusal):
+            return made
+        end = len(made.is_trained) - made.is_trained[::-1].index(True)
+        return Sample(made.token_ids[:end], made.is_trained[:end], made.file, made.line)
 
     def _judged(self, row: Row) -> Preference | Refusal:
         label = _as_label(row.fields["label"])
         if label is None:
             return Refusal(row.file, row.line, f"`label` is `{row.fields['label']}`, expected true or false")
-        made = self.renderer.render(
-            Row(row.file, row.line, {name: row.fields[name] for name in ("prompt", "completion")}))
+        made = self._answer(row, {name: row.fields[name] for name in ("prompt", "completion")})
         if isinstance(made, Refusal):
             return made
         return Preference(made, None) if label else Preference(None, made)

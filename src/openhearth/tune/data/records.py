@@ -29,7 +29,7 @@ class Preference:
     """Answers to one prompt of which one is liked better, or one answer that is liked or not.
 
     chosen, rejected: the prompt with either answer, whose tokens are the trained ones; one of them is None
-    where a row judges a single answer. It is packed as one, its sequences side by side.
+    where a row judges a single answer. They share a pack, where their prompt comes once.
     Example: ``Preference(good, None)``.
     """
 
@@ -43,13 +43,17 @@ class Preference:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Those of all its sequences."""
-        return tuple(token for sample in self.sequences for token in sample.token_ids)
+        """The prompt's and each answer's, one after the other."""
+        return self._joined([sample.token_ids for sample in self.sequences])
 
     @property
     def is_trained(self) -> tuple[bool, ...]:
         """Per token, as in its sequences."""
-        return tuple(is_trained for sample in self.sequences for is_trained in sample.is_trained)
+        return self._joined([sample.is_trained for sample in self.sequences])
+
+    def _joined(self, parts: list[tuple]) -> tuple:
+        num_prompt = self.sequences[0].is_trained.index(True)
+        return parts[0] + tuple(item for part in parts[1:] for item in part[num_prompt:])
 
     @property
     def num_trained(self) -> int:

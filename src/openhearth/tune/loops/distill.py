@@ -24,7 +24,7 @@ from openhearth.tune.data.records import Sample
 from openhearth.tune.memory import step_flops
 from openhearth.tune.methods.records import Learner
 from openhearth.tune.mixture import Mixture
-from openhearth.tune.packs import pack_samples, split_batch, trained_hidden
+from openhearth.tune.packs import pack_completions, split_completions, trained_hidden
 from openhearth.tune.rollout import Rolled, ask, roll
 from openhearth.tune.settings import DistillSettings
 from openhearth.tune.teacher import Teacher
@@ -89,8 +89,10 @@ class DistillLoop:
                           (*[False] * len(one.prompt), *[True] * len(one.token_ids)), one.problem, place)
                    for place, one in enumerate(rolled)]
         num_trained = sum(sample.num_trained for sample in samples)
-        for part in split_batch(samples, self.settings.pack_tokens):
-            pack = pack_samples(part)
+        lengths: list[int] = []
+        for part in split_completions(samples, self.settings.pack_tokens):
+            pack = pack_completions(part)
+            lengths += pack.lengths
             with torch.no_grad():
                 teacher_NE = trained_hidden(teacher.model, pack, teacher.slot)
             hidden_ND = trained_hidden(learner.model, pack, learner.slot)
@@ -99,7 +101,6 @@ class DistillLoop:
             share = divergences_N.sum() / num_trained
             loss += float(share.detach())
             share.backward()
-        lengths = [len(sample.token_ids) for sample in samples]
         return StepWork(loss, sum(lengths), num_trained,
                         step_flops(learner.model.spec, lengths, is_full=learner.slot is None),
                         tuple(dict.fromkeys(one.problem for one in rolled)), samples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,7 +20,15 @@ from openhearth.tune.losses.orpo import orpo_loss
 from openhearth.tune.losses.preferred import Answers, PreferenceInput, PreferenceLoss, PreferenceOutput
 from openhearth.tune.memory import step_flops
 from openhearth.tune.optimizer import Optimizer
-from openhearth.tune.packs import pack_samples, sequence_sums, split_batch, trained_logprobs
+from openhearth.tune.packs import (
+    Pack,
+    pack_completions,
+    pack_samples,
+    prompt_length,
+    sequence_sums,
+    split_batch,
+    trained_logprobs,
+)
 from openhearth.tune.references import sample_key
 from openhearth.tune.training import StepWork
 
@@ -84,6 +92,7 @@ class _Totals:
     num_rejected: int = 0
     chosen_rewards: float = 0.0
     rejected_rewards: float = 0.0
+    lengths: list[int] = field(default_factory=list)
 
     def add(self, found: PreferenceOutput) -> None:
         self.loss += float(found.terms_U.detach().sum())
@@ -145,12 +154,12 @@ class PreferenceLoop:
         batch = [self.data.rows[place] for place in places]
         divergence = self._divergence(self.data, places)
         totals = self._run(self.data, batch, divergence, is_learning=True)
-        lengths = [len(sample.token_ids) for row in batch for sample in row.sequences]
         self._report = totals.measures()
         if self.method.has_divergence:
             self._report["divergence"] = divergence
-        return StepWork(totals.loss / totals.num_terms, sum(lengths), sum(row.num_trained for row in batch),
-                        step_flops(self.model.spec, lengths, is_full=self.adapter_slot is None),
+        return StepWork(totals.loss / totals.num_terms, sum(totals.lengths),
+                        sum(row.num_trained for row in batch),
+                        step_flops(self.model.spec, totals.lengths, is_full=self.adapter_slot is None),
                         tuple(f"{row.file}:{row.line}" for row in batch), batch)
 
     def evaluate(self, data: PreferenceData) -> dict[str, float]:
@@ -168,7 +177,9 @@ class PreferenceLoop:
         num_terms = sum(1 if self.method.is_paired else len(row.sequences) for row in batch)
         for rows in split_batch(batch, self.pack_tokens):
             samples = [sample for row in rows for sample in row.sequences]
-            logprobs_N = trained_logprobs(self.model, pack_samples(samples), self.adapter_slot)
+            pack = _pack(samples)
+            totals.lengths += pack.lengths
+            logprobs_N = trained_logprobs(self.model, pack, self.adapter_slot)
             sums_S = sequence_sums(logprobs_N, samples)
             is_chosen_S = torch.tensor([sample is row.chosen for row in rows for sample in row.sequences])
             references_S = torch.tensor([data.references.get(sample_key(sample), 0.0) for sample in samples],
@@ -194,3 +205,9 @@ class PreferenceLoop:
                 total -= sum(data.references[sample_key(sample)] for sample in samples)
                 count += len(samples)
         return max(0.0, total / max(1, count))
+
+
+def _pack(samples: Sequence[Sample]) -> Pack:
+    """Pack answers, a prompt once where all of each answer is trained (of several turns, only some is)."""
+    is_whole = all(all(sample.is_trained[prompt_length(sample):]) for sample in samples)
+    return pack_completions(samples) if is_whole else pack_samples(samples)
