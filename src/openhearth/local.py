@@ -181,7 +181,7 @@ class LocalModel:
         self.cache_dtype = str(engine.cache_dtype).removeprefix("torch.")
         self.load_s = load_s
         self.adapter = adapter
-        self._adapter_name = None if adapter is None else _ADAPTER
+        self.adapter_name = None if adapter is None else _ADAPTER
         self.default_sampling = dict(default_sampling)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
@@ -247,7 +247,7 @@ class LocalModel:
         """
         token_ids = self.encode_prompt(text)
         with self._lock:
-            scores = self.engine.score(token_ids, self._adapter_name)
+            scores = self.engine.score(token_ids, self.adapter_name)
         return TokenLogprobs(token_ids, (None, *scores))
 
     def _open(self, prompt_token_ids: tuple[int, ...], n: int, *, stop: str | Sequence[str] = (),
@@ -259,7 +259,7 @@ class LocalModel:
             request = Request(prompt_token_ids, Sampling(
                 **settings, seed=seed, max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
                 stop_token_ids=self.tokenizer.stop_token_ids | frozenset(stop_token_ids)),
-                n=n, adapter=self._adapter_name)
+                n=n, adapter=self.adapter_name)
         except TypeError as error:
             raise UsageError(f"unknown sampling setting: {error}",
                              hint="see openhearth.engine.Sampling") from error

@@ -8,9 +8,14 @@ import sys
 import time
 
 import pytest
+import torch
 from support.command import environment, hearth
 from support.in_process import run_main
 from support.tiny import build_llama
+
+from openhearth.models import AdapterWeights
+from openhearth.models.adapter_files import write_adapter
+from openhearth.runs import hash_file
 
 SETTINGS = ("--dtype", "float32", "--threads", "1")
 
@@ -71,6 +76,30 @@ def test_two_models_are_compared_on_the_same_problems(run, tmp_path):
     shutil.rmtree(tmp_path / "out" / "against")
     resumed = json.loads(run(*args, "--against", tmp_path / "second", "--resume", "--json").out)
     assert resumed["paired"] == record["paired"]
+
+
+def test_an_adapter_is_evaluated_against_its_base(run, tmp_path, tiny_folder):
+    generator = torch.Generator().manual_seed(0)
+    pairs = {f"model.layers.0.mlp.{name}": (torch.randn(2, inputs, generator=generator),
+                                            torch.randn(outputs, 2, generator=generator))
+             for name, inputs, outputs in (("gate_proj", 64, 128), ("down_proj", 128, 64))}
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_adapter(folder, AdapterWeights(pairs, 1.0), rank=2, alpha=2.0, is_rank_stabilised=False,
+                  base_model=str(tiny_folder), base_weights_sha256="0" * 64)
+    args = ("--task", "chain_sum", "--num", "5", "--max-tokens", "6", "--json")
+    done = run(*args, "--adapter", folder, "--against", tiny_folder, "--out", tmp_path / "adapted")
+    assert done.code == 0, done.err
+    assert "trained on other weights (0000" in done.err
+    record, plain = json.loads(done.out), json.loads(run(*args, "--out", tmp_path / "plain").out)
+    assert record["settings"]["adapter"] == hash_file(folder / "adapter_model.safetensors")
+    assert record["model"].endswith(str(folder)) and plain["settings"]["adapter"] is None
+    assert record["samples_sha256"] != plain["samples_sha256"] == record["against"]["samples_sha256"]
+    build_llama(tmp_path / "narrow", hidden_size=32)
+    unfit = run(*args, "--adapter", folder, model=tmp_path / "narrow")
+    assert unfit.code == 2 and "does not fit the model" in unfit.err and "[rank, 32]" in unfit.err
+    refused = run(*args, "--adapter", "gone")
+    assert refused.code == 3 and "no run `gone`" in refused.err
 
 
 def test_a_dry_run_asks_nothing_and_shows_the_first_prompt(run, tmp_path):

@@ -232,4 +232,7 @@ def test_an_exploding_loss_names_the_batch_and_keeps_a_checkpoint(tune, tiny_fol
     assert "train.jsonl:" in done.err and "hint:" in done.err and "is kept" in done.err
     named = json.loads((tmp_path / "runs" / "run" / "diverged.json").read_text())
     assert len(named["rows"]) == 4 and named["step"] >= 2
+    kept = (tmp_path / "runs" / "run" / "diverged.jsonl").read_text().splitlines()
+    assert [f"{row['file']}:{row['line']}" for row in map(json.loads, kept)] == named["rows"]
+    assert all(len(row["token_ids"]) == len(row["is_trained"]) for row in map(json.loads, kept))
     assert RunFolder(tmp_path, "run").checkpoints.newest().step == named["step"] - 1

@@ -219,7 +219,7 @@ class _Handler(BaseHTTPRequestHandler):
                 if path in hub.content_types:
                     headers["Content-Type"] = hub.content_types[path]
                 self._file(path, hub.files[path], headers)
-            elif path.startswith("/api/models/"):
+            elif path.startswith(("/api/models/", "/api/datasets/")):
                 self._api(parts, path)
             elif "/resolve/" in path:
                 self._resolve(parts, path)
@@ -249,8 +249,8 @@ class _Handler(BaseHTTPRequestHandler):
         return repo
 
     def _api(self, parts, path):
-        raw = parts.path.removeprefix("/api/models/")
-        match = re.fullmatch(r"([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", raw)
+        raw = parts.path.removeprefix("/api/").removeprefix("models/")
+        match = re.fullmatch(r"((?:datasets/(?=[^/]+/[^/]+/))?[^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?", raw)
         repo = self._repo(match[1]) if match else self._error(404, "EntryNotFound", "no such route")
         if repo is None:
             return
@@ -282,7 +282,8 @@ class _Handler(BaseHTTPRequestHandler):
         start = int(query.get("cursor", ["0"])[0])
         headers = {"Content-Type": "application/json"}
         if start + self.hub.page_size < len(entries):
-            page = f"{self.hub.url}/api/models/{name}/tree/{commit}?recursive=true"
+            kind = "" if name.startswith("datasets/") else "models/"
+            page = f"{self.hub.url}/api/{kind}{name}/tree/{commit}?recursive=true"
             following = self.hub.lying_next or f"{page}&cursor={start + self.hub.page_size}"
             headers["Link"] = f'<{following}>; rel="next"'
         self._send(200, json.dumps(entries[start:start + self.hub.page_size]).encode(), headers)

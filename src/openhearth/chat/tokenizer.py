@@ -190,6 +190,10 @@ class Tokenizer:
         """Return the id of a spelling in the vocabulary."""
         return self._control.token_to_id(token)
 
+    def has_same_tokens(self, other: Tokenizer) -> bool:
+        """Return whether both give the same spellings the same ids."""
+        return self._control.get_vocab() == other._control.get_vocab()
+
     def _token(self, token_id: int) -> str | None:
         if not 0 <= token_id < 2**32:
             raise UsageError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +42,8 @@ def command(
     top_p: float = typer.Option(None, "--top-p", help="As for `hearth run`."),
     max_tokens: int = typer.Option(None, "--max-tokens", help="Longest answer. Default: the task's."),
     seed: int = typer.Option(0, "--seed", help="Same model, settings and seed: same answers, bit for bit."),
+    adapter: str = typer.Option(None, "--adapter", metavar="RUN|PATH",
+                                help="An adapter that the model takes; a model of --against does not."),
     against: str = typer.Option(None, "--against", metavar="MODEL",
                                 help="A second model on the same problems, with a paired test."),
     out: Path = typer.Option(None, "--out", metavar="DIR",
@@ -62,7 +64,8 @@ def command(
                 if value is not None}
     tasks = _find_tasks(task or [])
     run = _Run(tasks, _settings(num, samples, split, seed, max_tokens, sampling), Config.from_env(),
-               LoadSettings(dtype=dtype, context_length=context, num_threads=threads), out, is_resumed=resume)
+               LoadSettings(dtype=dtype, context_length=context, num_threads=threads), adapter, out,
+               is_resumed=resume)
     if dry_run:
         record = run.plan(model)
         print_json(record) if json else print_plan(record)
@@ -117,6 +120,7 @@ class _Run:
     settings: EvalSettings
     config: Config
     load: LoadSettings
+    adapter: str | None
     out: Path | None
     is_resumed: bool
 
@@ -125,6 +129,7 @@ class _Run:
         from openhearth import chat, evals, formats
         from openhearth.cli.loading import fetch_model, predict_memory
         from openhearth.errors import TemplateError
+        from openhearth.tasks import NOW
 
         stored = fetch_model(ref, self.config, before_fetch=lambda: None)
         checkpoint = formats.open_checkpoint(stored.path)
@@ -137,7 +142,7 @@ class _Run:
         for task in self.tasks:
             count = evals.num_problems(task, self.settings)
             prompts = [chat.render(template, tokenizer, task.problem(self.settings.split, index).messages,
-                                   now=evals.NOW) for index in range(min(count, _SHOWN))]
+                                   now=NOW) for index in range(min(count, _SHOWN))]
             longest = max(len(prompt.token_ids) for prompt in prompts)
             max_tokens = self.settings.max_tokens or task.max_tokens
             num_tokens = max(num_tokens, longest + max_tokens)
@@ -168,12 +173,17 @@ class _Run:
     def _evaluate(self, ref: str | None, out: Path | None, *,
                   is_second: bool = False) -> tuple[dict[str, Any], list[Sample]]:
         from openhearth import evals
-        from openhearth.cli.loading import fetch_model, load_stored
+        from openhearth.cli.loading import fetch_model, load_stored, note_other_base
         from openhearth.cli.versions import read_versions
         from openhearth.kernels.select import chosen
+        from openhearth.runs import find_output
 
+        load, adapter = self.load, None if is_second else self.adapter
+        if adapter is not None:
+            load = replace(load, adapter=find_output(self.config.home, adapter))
         stored = fetch_model(ref, self.config, before_fetch=lambda: None)
-        model = load_stored(stored, ref, self.config, self.load)
+        model = load_stored(stored, ref, self.config, load)
+        note_other_base(model)
         asked = evals.describe(model, self.tasks, self.settings, isa=chosen().isa, versions=read_versions())
         path = out or self.config.home / "evals" / evals.hash_settings(asked)[:16]
         # A run that was cut at its first model left nothing of the second to resume.
@@ -184,7 +194,8 @@ class _Run:
         finally:
             folder.close()
         results = {task: asdict(result) for task, result in evals.summarise(folder.samples).items()}
-        receipt = folder.finish({"model": model.stored.name, "settings": asked, "results": results},
+        name = model.stored.name if adapter is None else f"{model.stored.name} + {adapter}"
+        receipt = folder.finish({"model": name, "settings": asked, "results": results},
                                 [str(task.name) for task in self.tasks])
         return {**receipt, "seconds": round(seconds, 3), "path": str(path),
                 "earlier_samples_sha256": (folder.earlier or {}).get("samples_sha256")}, folder.samples

@@ -29,7 +29,10 @@ def gather(stored: StoredModel) -> dict[str, Any]:
     UnsafeFile.
     """
     from openhearth.formats import open_checkpoint
+    from openhearth.hub import is_dataset
 
+    if is_dataset(stored.name.removeprefix("hub:")):
+        return {"unsupported": f"it is a data set, for hearth tune --data {stored.name}"}
     try:
         checkpoint = open_checkpoint(stored.path)
     except Unsupported as error:

@@ -5,7 +5,6 @@ Does not: decide where a model comes from (`hub.pull`) or how it is loaded (`loc
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import threading
@@ -17,7 +16,6 @@ from typing import TYPE_CHECKING, TextIO
 
 from openhearth.cli.output import print_note
 from openhearth.config import Config
-from openhearth.errors import UsageError
 
 if TYPE_CHECKING:
     from openhearth.cli.memory import MemoryPlan
@@ -73,21 +71,6 @@ def load_stored(stored: StoredModel, ref: str | None, config: Config, settings: 
                     context_length=settings.context_length, num_threads=settings.num_threads,
                     cache_dtype=settings.cache_dtype, adapter=settings.adapter, config=config,
                     on_load=line.update)
-
-
-def find_adapter_folder(text: str, config: Config) -> Path:
-    """Return the folder that `--adapter` names: a path, or the output of a run.
-
-    Raises: ModelNotFound, UsageError.
-    """
-    from openhearth import runs
-
-    if os.sep in text or Path(text).is_dir():
-        return Path(text)
-    run = runs.find_run(config.home, text)
-    if not run.is_finished:
-        raise UsageError(f"the run `{text}` is not finished", hint="hearth tune ... --resume")
-    return run.output
 
 
 def note_other_base(model: LocalModel) -> None:

@@ -99,7 +99,6 @@ class _Run:
         """Load the model; the sampling settings are checked before anything is fetched."""
         from openhearth.cli.loading import (
             fetch_model,
-            find_adapter_folder,
             load_stored,
             note_other_base,
             predict_memory,
@@ -107,10 +106,11 @@ class _Run:
         )
         from openhearth.cli.sampling import check_sampling
         from openhearth.config import Config
+        from openhearth.runs import find_output
 
         config = Config.from_env()
         if self.adapter is not None:
-            self.settings = replace(self.settings, adapter=find_adapter_folder(self.adapter, config))
+            self.settings = replace(self.settings, adapter=find_output(config.home, self.adapter))
         stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
         if self.is_verbose:
             self.plan = predict_memory(stored, self.settings, num_tokens)

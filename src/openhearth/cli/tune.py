@@ -11,15 +11,23 @@ import typer
 from openhearth.errors import UsageError
 
 if TYPE_CHECKING:
+    from openhearth.config import Config
     from openhearth.runs import RunFolder
-    from openhearth.tune import Job
+    from openhearth.tune import DistillSettings, Job
 
 
 def command(
-    what: str = typer.Argument(metavar="METHOD|RECIPE", help="sft, grpo, or a recipe: a TOML file."),
+    what: str = typer.Argument(metavar="METHOD|RECIPE",
+                               help="sft, dpo, grpo, distill, or a recipe: a TOML file."),
     model: str = typer.Argument(None, metavar="[MODEL]", show_default=False, help="As for `hearth run`."),
     data: list[str] = typer.Option(None, "--data", help="JSONL, CSV or Parquet; may be repeated."),
-    task: list[str] = typer.Option(None, "--task", help="As for `hearth eval`; may be repeated (grpo)."),
+    task: list[str] = typer.Option(None, "--task",
+                                   help="As for `hearth eval`; may be repeated (grpo, distill)."),
+    teacher: str = typer.Option(None, "--teacher", metavar="MODEL", help="Whom to learn from (distill)."),
+    teacher_adapter: str = typer.Option(None, "--teacher-adapter", metavar="RUN|PATH",
+                                        help="Adapter that the teacher takes (distill)."),
+    on_policy: bool = typer.Option(None, "--on-policy", help="Learn the teacher's probabilities along the "
+                                                             "student's own answers (distill)."),
     out: str = typer.Option(None, "--out", metavar="NAME", help="Name of the run."),
     eval_data: list[str] = typer.Option(None, "--eval-data", help="Its loss is measured before and after."),
     weights: Literal["lora", "full"] = typer.Option(None, "--weights", help="What learns. Default: lora."),
@@ -28,16 +36,21 @@ def command(
     lora_rank: int = typer.Option(None, "--lora-rank", help="Inner size of the adapter."),
     lora_alpha: float = typer.Option(None, "--lora-alpha", help="Scale is alpha / rank."),
     rslora: bool = typer.Option(None, "--rslora", help="Scale is alpha / sqrt(rank)."),
+    dora: bool = typer.Option(None, "--dora", help="Also learn the magnitudes of the layers' rows."),
+    optimizer: Literal["adamw", "muon"] = typer.Option(None, "--optimizer", help="muon with full weights."),
     learning_rate: float = typer.Option(None, "--learning-rate", help="At its peak."),
     schedule: Literal["cosine", "linear", "wsd", "constant"] = typer.Option(None, "--schedule"),
     epochs: float = typer.Option(None, "--epochs", help="Passes over the data. Default: 1."),
     steps: int = typer.Option(None, "--steps", help="Instead of epochs."),
     batch_size: int = typer.Option(None, "--batch-size", help="Samples per step. Default: 8."),
     max_tokens: int = typer.Option(None, "--max-tokens", help="Longest sample or (grpo) completion."),
-    loss: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = typer.Option(None, "--loss", help="grpo."),
-    prompts: int = typer.Option(None, "--prompts", help="Problems of a step (grpo). Default: 8."),
-    group_size: int = typer.Option(None, "--group-size", help="Completions of each (grpo). Default: 8."),
-    temperature: float = typer.Option(None, "--temperature", help="Of the completions (grpo). Default: 1."),
+    loss: str = typer.Option(None, "--loss", help="Of dpo: dpo, ipo, kto, orpo. "
+                                                  "Of grpo: grpo, dr_grpo, dapo, gspo, cispo."),
+    beta: float = typer.Option(None, "--beta", help="Strength of the reference (dpo). Default: 0.1."),
+    prompts: int = typer.Option(None, "--prompts", help="Problems of a step (grpo, distill). Default: "
+                                                        "8; off-policy distill asks 256 in all."),
+    group_size: int = typer.Option(None, "--group-size", help="Completions of each. Default: 8; distill 4."),
+    temperature: float = typer.Option(None, "--temperature", help="Of the completions. Default: 1."),
     kl: float = typer.Option(None, "--kl", help="Weight of the divergence from the base (grpo). Default: 0."),
     updates: int = typer.Option(None, "--updates", help="Optimizer steps per rollout (grpo). Default: 1."),
     pack_tokens: int = typer.Option(None, "--pack-tokens", help="Tokens of one forward."),
@@ -55,11 +68,16 @@ def command(
 
     `hearth tune grpo smollm2 --task chain_sum --out sums`. Recipes know more settings than there are flags.
     """
-    given = {"model": model, "data": data or None, "out": out, "eval_data": eval_data or None,
-             "task": task or None, "base": base, "loss": loss, "prompts": prompts, "group_size": group_size,
+    given = {"model": model, "teacher": teacher, "teacher_adapter": teacher_adapter,
+             "is_on_policy": on_policy,
+             "data": data or None, "out": out, "eval_data": eval_data or None,
+             "task": task or None, "base": base, "loss": loss, "beta": beta, "prompts": prompts,
+             "group_size": group_size,
              "temperature": temperature, "kl": kl, "updates": updates,
              "weights": weights, "lora_rank": lora_rank, "lora_alpha": lora_alpha,
-             "is_rank_stabilised": rslora, "learning_rate": learning_rate, "schedule": schedule,
+             "is_rank_stabilised": rslora, "use_dora": dora, "optimizer": optimizer,
+             "learning_rate": learning_rate,
+             "schedule": schedule,
              "epochs": epochs, "steps": steps, "batch_size": batch_size, "max_tokens": max_tokens,
              "pack_tokens": pack_tokens, "chat": chat, "recompute": recompute, "dtype": dtype, "seed": seed,
              "checkpoint_every": checkpoint_every, "threads": threads}
@@ -91,8 +109,22 @@ def _tune(what: str, given: dict[str, Any], *, is_resumed: bool, is_dry_run: boo
             print_note(f"the run `{settings.out}` is finished")
             _print_end(run, run.receipt(), is_json=is_json)
             return
+        if what == "distill" and not settings.is_on_policy:
+            _ask_teacher(settings, config, run)
         job = tune.prepare(settings, config, resumed=run.config() if run.exists else None)
         _train(job, run, is_json=is_json)
+
+
+def _ask_teacher(settings: DistillSettings, config: Config, run: RunFolder) -> None:
+    from openhearth import tune
+    from openhearth.cli.interrupt import raise_on_interrupt
+    from openhearth.cli.loading import fetch_model
+    from openhearth.cli.output import print_note
+
+    fetch_model(settings.teacher or settings.model, config, before_fetch=lambda: None)
+    with raise_on_interrupt():
+        tune.sample_teacher(settings, config, run, on_block=lambda done, right, total: print_note(
+            f"teacher: {done} of {total} problems, {right} right answers"))
 
 
 def _train(job: Job, run: RunFolder, *, is_json: bool) -> None:
@@ -146,6 +178,8 @@ def _print_end(run: RunFolder, receipt: dict[str, Any], *, is_json: bool) -> Non
         "loss": f"{result['first_loss']:.4f} -> {result['last_loss']:.4f}" if "first_loss" in result else "",
         "reward": (f"{result['first_reward']:.3f} -> {result['last_reward']:.3f}" if "first_reward" in result
                    else ""),
+        "pass rate": (f"{result['first_pass_rate']:.0%} -> {result['last_pass_rate']:.0%}"
+                      if "first_pass_rate" in result else ""),
         "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
         "time": format_seconds(measured["seconds"]),
         "peak memory": f"{format_bytes(measured['peak_memory_bytes'])}, predicted "

@@ -11,7 +11,7 @@ from openhearth.cli.output import print_note
 from openhearth.units import format_bytes, format_count, format_seconds
 
 if TYPE_CHECKING:
-    from openhearth.tune import Job, Sample, StepMetrics
+    from openhearth.tune import Job, Preference, Sample, StepMetrics
 
 _SHOWN_SAMPLES = 2
 _TRAINED, _PLAIN = "\033[32m", "\033[0m"
@@ -24,19 +24,24 @@ def plan_record(job: Job) -> dict[str, Any]:
     """Return the plan of a job as a JSON record."""
     return {"settings": asdict(job.plan.settings), "reasons": job.plan.reasons,
             "num_steps": job.plan.num_steps, "trainable_parameters": job.plan.num_trainable,
-            **(_sft_record(job) if job.work.name == "sft" else _grpo_record(job)),
+            **(_data_record(job) if _has_rows(job) else _task_record(job)),
             "memory_bytes": {**asdict(job.plan.memory), "total": job.plan.memory.total_bytes},
             "flops": _total_flops(job), "seconds": _predicted_seconds(job)}
 
 
-def _sft_record(job: Job) -> dict[str, Any]:
+def _has_rows(job: Job) -> bool:
+    """Whether what is trained on is known, and not to be answered first."""
+    return hasattr(job.work, "training")
+
+
+def _data_record(job: Job) -> dict[str, Any]:
     training = job.work.training
     return {"samples": len(training.samples), "tokens": training.num_tokens,
             "trained_tokens": training.num_trained,
             "refused": [asdict(refusal) for refusal in training.refusals]}
 
 
-def _grpo_record(job: Job) -> dict[str, Any]:
+def _task_record(job: Job) -> dict[str, Any]:
     prompts = [{"problem": one.problem.id, "prompt_token_ids": one.prompt, "answer": one.problem.answer}
                for one in job.work.shown[:_SHOWN_SAMPLES]]
     return {"tasks": job.work.data(), "longest_prompt": job.work.longest_prompt, "prompts": prompts,
@@ -53,9 +58,9 @@ def print_plan(job: Job, stream: TextIO) -> None:
     lines = {
         "model": f"{job.opened.stored.name}, {format_count(job.opened.spec.num_parameters)} parameters, "
                  f"{format_count(plan.num_trainable)} learn",
-        **(_sft_lines(job) if job.work.name == "sft" else _grpo_lines(job)), "memory": memory,
+        **(_data_lines(job) if _has_rows(job) else _task_lines(job)), "memory": memory,
         "time": f"about {format_seconds(_predicted_seconds(job))} on an idle machine"}
-    if job.work.name == "grpo":
+    if not _has_rows(job):
         lines["memory"] += f"; rollouts up to {format_bytes(_cache_bytes(job))} more"
         lines["time"] += ", if every completion is as long as it may be"
     for name, reason in plan.reasons.items():
@@ -66,7 +71,7 @@ def print_plan(job: Job, stream: TextIO) -> None:
         print(f"{name.ljust(width)}  {text}", file=stream)
 
 
-def _sft_lines(job: Job) -> dict[str, str]:
+def _data_lines(job: Job) -> dict[str, str]:
     data = job.work.training
     if refused := data.describe_refusals():
         print_note(refused)
@@ -75,8 +80,14 @@ def _sft_lines(job: Job) -> dict[str, str]:
             "steps": f"{job.plan.num_steps} of {job.plan.settings.batch_size} samples"}
 
 
-def _grpo_lines(job: Job) -> dict[str, str]:
+def _task_lines(job: Job) -> dict[str, str]:
     settings = job.plan.settings
+    if job.work.name == "distill":
+        per_step = (f"{settings.prompts} prompts x {settings.group_size} answers" if settings.is_on_policy
+                    else f"{settings.batch_size} answers")
+        taken = f" with {settings.teacher_adapter}" if settings.teacher_adapter else ""
+        return {"task": ", ".join(settings.task), "teacher": f"{job.work.teacher.stored.name}{taken}",
+                "steps": f"{job.plan.num_steps} of {per_step}"}
     updates = settings.updates * settings.passes
     return {"task": ", ".join(f"{name} ({source})" for name, source in job.work.data().items()),
             "steps": f"{job.plan.num_steps} of {settings.prompts} prompts x {settings.group_size} completions"
@@ -86,14 +97,24 @@ def _grpo_lines(job: Job) -> dict[str, str]:
 
 def print_samples(job: Job, *, has_colour: bool) -> None:
     """Print the first samples, trained tokens green or between brackets; or the first prompts."""
-    if job.work.name == "grpo":
+    if not _has_rows(job):
         for one in job.work.shown[:_SHOWN_SAMPLES]:
             print(f"\n{one.problem.id}: {len(one.prompt)} tokens, answer `{one.problem.answer}`")
             print(job.opened.tokenizer.decode(one.prompt, skip_special=False))
         return
-    for sample in job.work.training.samples[:_SHOWN_SAMPLES]:
-        print(f"\n{sample.file}:{sample.line}: {len(sample.token_ids)} tokens, {sample.num_trained} trained")
-        print(_marked(job, sample, *((_TRAINED, _PLAIN) if has_colour else ("[[", "]]"))))
+    for unit in job.work.training.samples[:_SHOWN_SAMPLES]:
+        print(f"\n{unit.file}:{unit.line}: {len(unit.token_ids)} tokens, {unit.num_trained} trained")
+        for title, sample in _titled(unit):
+            print(title + _marked(job, sample, *((_TRAINED, _PLAIN) if has_colour else ("[[", "]]"))))
+
+
+def _titled(unit: Sample | Preference) -> list[tuple[str, Sample]]:
+    from openhearth.tune import Preference
+
+    if not isinstance(unit, Preference):
+        return [("", unit)]
+    return [(f"{title}: ", sample) for title, sample in (("chosen", unit.chosen), ("rejected", unit.rejected))
+            if sample is not None]
 
 
 def _marked(job: Job, sample: Sample, start: str, end: str) -> str:
@@ -115,18 +136,23 @@ def _cache_bytes(job: Job) -> int:
                        hardware.read_memory().available_bytes)
 
 
+def _rolls_out(job: Job) -> bool:
+    """Whether every step has completions drawn, and not a teacher once, before."""
+    return job.work.name == "grpo" or job.plan.settings.is_on_policy
+
+
 def _total_flops(job: Job) -> int:
-    """Operations of all updates; those of rollouts are not among them."""
+    """Operations of all updates; neither rollouts nor a teacher's are among them."""
     from openhearth.tune.memory import step_flops
 
     settings = job.plan.settings
-    if job.work.name == "sft":
-        lengths = [len(sample.token_ids) for sample in job.work.training.samples]
+    if _has_rows(job):
+        lengths = list(job.work.training.samples.lengths)
         repeats = job.plan.num_steps * settings.batch_size / len(lengths)
     else:
-        longest = job.work.longest_prompt + settings.max_tokens
-        lengths = [longest] * (settings.prompts * settings.group_size)
-        repeats = job.plan.num_steps * settings.passes
+        num_answers = settings.prompts * settings.group_size if _rolls_out(job) else settings.batch_size
+        lengths = [job.work.longest_prompt + settings.max_tokens] * num_answers
+        repeats = job.plan.num_steps * getattr(settings, "passes", 1)
     return round(repeats * step_flops(job.opened.spec, lengths, is_full=settings.weights == "full"))
 
 
@@ -142,8 +168,9 @@ def _predicted_seconds(job: Job) -> float:
     is_fast = settings.dtype == "bfloat16" and hardware.has_fast_bfloat16()
     rate = cores * (3e11 if is_fast else 5e10)
     seconds = _total_flops(job) / rate
-    if job.work.name == "grpo":
-        spec, num_tokens = job.opened.spec, job.plan.num_steps * settings.max_tokens
+    if not _has_rows(job):
+        spec = job.opened.spec
+        num_tokens = settings.max_tokens * (job.plan.num_steps if _rolls_out(job) else 1)
         drawn = settings.prompts * settings.group_size * spec.flops_per_token(job.work.longest_prompt)
         seconds += num_tokens * (job.plan.memory.weights_bytes / (cores * _BYTES_PER_S) + drawn / rate)
     return seconds
@@ -159,7 +186,7 @@ class ProgressLine:
     def show(self, metrics: StepMetrics) -> None:
         """Take a step's metrics."""
         left_s = (self.num_steps - metrics.step) * metrics.seconds
-        said = _grpo_text(metrics.report) if metrics.report else _sft_text(metrics)
+        said = _grpo_text(metrics.report) if "reward" in metrics.report else _loss_text(metrics)
         text = (f"step {metrics.step}/{self.num_steps}  {said}  lr {metrics.learning_rate:.2e}  "
                 f"{format_seconds(left_s)} left")
         if self.is_terminal:
@@ -175,9 +202,11 @@ class ProgressLine:
             print(file=self.stream)
 
 
-def _sft_text(metrics: StepMetrics) -> str:
+def _loss_text(metrics: StepMetrics) -> str:
     mfu = f", MFU {metrics.mfu:.0%}" if metrics.mfu else ""
-    return f"loss {metrics.loss:.4f}  {metrics.tokens_per_s:.0f} tokens/s{mfu}"
+    said = "".join(f"  {name} {metrics.report[name]:.3f}" for name in ("margin", "accuracy", "pass_rate")
+                   if name in metrics.report)
+    return f"loss {metrics.loss:.4f}{said}  {metrics.tokens_per_s:.0f} tokens/s{mfu}"
 
 
 def _grpo_text(report: Mapping[str, float]) -> str:

@@ -50,15 +50,14 @@ def resolve_sampling(model: LocalModel, settings: EvalSettings) -> dict[str, Any
 
 
 def evaluate(model: LocalModel, tasks: Sequence[Task], settings: EvalSettings, *, grading: Grading,
-             done: AbstractSet[tuple[str, str]] = frozenset(),
-             adapter: str | None = None) -> Iterator[list[Sample]]:
+             done: AbstractSet[tuple[str, str]] = frozenset()) -> Iterator[list[Sample]]:
     """Yield the graded samples of each problem, in the order in which they are ready.
 
-    grading: of the same tasks. done: (task, problem id) of problems to leave out. adapter: name of one
-    that the engine has. An empty list is yielded where nothing became ready, so that the reader can stop
-    at any time. Raises: PromptTooLong and TemplateError with the problem's id, UsageError.
+    grading: of the same tasks. done: (task, problem id) of problems to leave out. Answers take the adapter
+    that the model was loaded with. An empty list is yielded where nothing became ready, so that the reader
+    can stop at any time. Raises: PromptTooLong and TemplateError with the problem's id, UsageError.
     """
-    asked = _requests(model, tasks, settings, done, adapter)
+    asked = _requests(model, tasks, settings, done)
     pending: deque[tuple[Asked, list[Completion], list[Future[Verdict]]]] = deque()
     answers = complete(model.engine, asked)
     try:
@@ -78,7 +77,7 @@ def evaluate(model: LocalModel, tasks: Sequence[Task], settings: EvalSettings, *
 
 
 def _requests(model: LocalModel, tasks: Sequence[Task], settings: EvalSettings,
-              done: AbstractSet[tuple[str, str]], adapter: str | None) -> Iterator[tuple[Asked, Request]]:
+              done: AbstractSet[tuple[str, str]]) -> Iterator[tuple[Asked, Request]]:
     sampling = resolve_sampling(model, settings)
     for place, task in enumerate(tasks):
         max_tokens = settings.max_tokens or task.max_tokens
@@ -90,7 +89,7 @@ def _requests(model: LocalModel, tasks: Sequence[Task], settings: EvalSettings,
             seed = request_seed(settings.seed, str(task.name), problem.id)
             request = Request(prompt, Sampling(**sampling, seed=seed, max_tokens=max_tokens,
                                                stop_token_ids=model.tokenizer.stop_token_ids),
-                              n=settings.num_samples, adapter=adapter)
+                              n=settings.num_samples, adapter=model.adapter_name)
             yield Asked(place, problem, request), request
 
 
@@ -128,13 +127,14 @@ def _samples(model: LocalModel, tasks: Sequence[Task], question: Asked, completi
 
 
 def describe(model: LocalModel, tasks: Sequence[Task], settings: EvalSettings, *, isa: str,
-             versions: Mapping[str, str], adapter: str | None = None) -> dict[str, Any]:
+             versions: Mapping[str, str]) -> dict[str, Any]:
     """Return everything that decides the samples, as JSON values; what is not in it does not matter.
 
     isa: the kernels' instruction set, to which bits belong. versions: of the code that runs.
     """
     return {
-        "weights": model.engine.weights_version, "adapter": adapter, "dtype": model.dtype, "isa": isa,
+        "weights": model.engine.weights_version, "adapter": model.adapter and model.adapter.sha256,
+        "dtype": model.dtype, "isa": isa,
         "context_length": model.engine.context_length,
         "tasks": [{"name": task.name, "source": task.source, "num_problems": num_problems(task, settings),
                    "max_tokens": settings.max_tokens or task.max_tokens} for task in tasks],

@@ -28,7 +28,16 @@ from openhearth.hub.catalogue import CatalogueEntry, load_catalogue
 from openhearth.hub.hf_cache import find_snapshot
 from openhearth.hub.leftovers import leftovers, part_bytes, partial_key, pulling
 from openhearth.hub.manifest import Manifest, StoredFile, file_stem
-from openhearth.hub.records import Listing, OnProgress, Progress, Ref, RemoteFile, StoredModel
+from openhearth.hub.records import (
+    DATA_SUFFIXES,
+    Listing,
+    OnProgress,
+    Progress,
+    Ref,
+    RemoteFile,
+    StoredModel,
+    is_dataset,
+)
 from openhearth.hub.refs import format_ref, parse_ref, unknown_name
 from openhearth.hub.sourcing import OnNote, first_that_works, list_from, newer_listing, sources_of, tell
 from openhearth.hub.store import Store
@@ -153,6 +162,8 @@ def _pull_from(store: Store, name: str, listing: Listing, entry: CatalogueEntry 
                on_progress: OnProgress | None, num_connections: int) -> StoredModel:
     """Fetch a listing's files and make the model visible."""
     files = {remote.path: remote for remote in listing.files}
+    rows = tuple(sorted(path for path in files if is_dataset(name.removeprefix("hub:"))
+                        and path.lower().endswith(DATA_SUFFIXES)))
     _check_space(store, listing, config)
     with pulling(store, name, files):
         for _ in range(3):
@@ -162,7 +173,7 @@ def _pull_from(store: Store, name: str, listing: Listing, entry: CatalogueEntry 
                                 source=listing.source, pulled_at=_now(), revision=listing.revision,
                                 licence=entry.licence if entry else listing.licence)
             try:
-                return store.commit(manifest, _inspect)
+                return store.commit(manifest, (lambda path: rows) if rows else _inspect)
             except FileNotFoundError:
                 continue
         raise BadFile(f"files of `{name}` keep disappearing from the store",

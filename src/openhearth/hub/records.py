@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,3 +101,18 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+
+
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".parquet")
+"""Files of rows, as a data set has them."""
+
+
+def is_dataset(location: str) -> bool:
+    """Return whether a hub repository holds data. Example: ``is_dataset("datasets/owner/name")``."""
+    return re.match(r"datasets/[^/@:]+/[^/@:]+", location) is not None
+
+
+def data_files(path: Path) -> list[Path]:
+    """Return the files of rows of a stored data set, which may be one file."""
+    found = [path] if path.is_file() else sorted(path.rglob("*"))
+    return [file for file in found if file.name.lower().endswith(DATA_SUFFIXES)]

@@ -1,7 +1,8 @@
 """References: what a user types to name a model, parsed once and spelled one way.
 
-`hub:owner/name[@revision][:file]`, `index:dist[==version]:path`, `https://...`, a local file or
-folder, a short name of the catalogue. A plain `owner/name` that is no local path means the hub.
+`hub:owner/name[@revision][:file]` (a data set: `hub:datasets/owner/name...`), `index:dist[==version]:path`,
+`https://...`, a local file or folder, a short name of the catalogue. A plain `owner/name` that is no local
+path means the hub.
 
 Does not: look into the store or reach any source.
 """
@@ -17,8 +18,8 @@ from openhearth.errors import ModelNotFound, UsageError
 from openhearth.hub.records import Ref
 
 # Hub names: huggingface_hub's own rule (`validate_repo_id`): at most 96 characters, no "--" or "..".
-_HUB = re.compile(r"(?P<location>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[^\s:@]+))?"
-                  r"(?::(?P<file>.+))?", re.ASCII)
+_HUB = re.compile(r"(?P<location>(?:datasets/)?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)"
+                  r"(?:@(?P<revision>[^\s:@]+))?(?::(?P<file>.+))?", re.ASCII)
 # Distribution names: PEP 508. Versions: the characters of PEP 440.
 _INDEX = re.compile(r"(?P<location>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)(?:==(?P<revision>[A-Za-z0-9.!+_-]+))?"
                     r"(?::(?P<file>.+))?", re.ASCII)

@@ -2,9 +2,10 @@
 
 Names and meaning of the fields: peft 0.18 (`LoraConfig`, `save_pretrained`); a layer's tensors are
 `base_model.model.<layer>.lora_A.weight` [R, I] and `lora_B.weight` [O, R], and what they add is scaled by
-alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732, section 4).
+alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732, section 4). With `use_dora` every layer has
+`lora_magnitude_vector` [O] besides.
 
-Does not: read DoRA, biases, adapted embeddings or ranks that differ between layers; they are refused.
+Does not: read biases, adapted embeddings or ranks that differ between layers; they are refused.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from openhearth.errors import BadFile, ModelNotFound, Unsupported
 from openhearth.formats.json_files import read_json_object
 from openhearth.models.lora import AdapterWeights
 from openhearth.models.tensor_files import read_tensors, write_tensors
+from openhearth.runs import hash_file
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<which>[AB])\.weight")
-_REFUSED = {"use_dora": False, "bias": "none", "modules_to_save": None, "rank_pattern": {},
+_TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<which>[AB]\.weight|magnitude_vector)")
+_REFUSED = {"bias": "none", "modules_to_save": None, "rank_pattern": {},
             "alpha_pattern": {}, "fan_in_fan_out": False, "lora_bias": False, "layer_replication": None}
 _BASE_KEY = "openhearth.base_weights_sha256"
 
@@ -32,12 +34,15 @@ _BASE_KEY = "openhearth.base_weights_sha256"
 class StoredAdapter:
     """An adapter as read. base_weights_sha256: of the weights it was trained on, "" when not recorded.
 
+    sha256: of the file of its own weights.
+
     Example: ``read_adapter(Path("runs/polite/output")).weights.scale == 2.0``.
     """
 
     weights: AdapterWeights
     base_model: str
     base_weights_sha256: str
+    sha256: str
 
 
 def lora_scale(rank: int, alpha: float, *, is_rank_stabilised: bool) -> float:
@@ -53,12 +58,14 @@ def write_adapter(folder: Path, weights: AdapterWeights, *, rank: int, alpha: fl
         "base_model_name_or_path": base_model, "bias": "none", "fan_in_fan_out": False,
         "inference_mode": True, "init_lora_weights": True, "lora_alpha": alpha, "lora_dropout": 0.0,
         "modules_to_save": None, "peft_type": "LORA", "r": rank, "target_modules": leaves,
-        "task_type": "CAUSAL_LM", "use_dora": False, "use_rslora": is_rank_stabilised}
+        "task_type": "CAUSAL_LM", "use_dora": bool(weights.magnitudes), "use_rslora": is_rank_stabilised}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tensors = {}
     for path, (a_RI, b_OR) in weights.pairs.items():
         tensors[f"base_model.model.{path}.lora_A.weight"] = a_RI
         tensors[f"base_model.model.{path}.lora_B.weight"] = b_OR
+    for path, magnitude_O in weights.magnitudes.items():
+        tensors[f"base_model.model.{path}.lora_magnitude_vector"] = magnitude_O
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt", _BASE_KEY: base_weights_sha256})
 
 
@@ -78,14 +85,19 @@ def read_adapter(folder: Path) -> StoredAdapter:
         matched = _TENSOR.fullmatch(name)
         if matched is None:
             raise Unsupported(f"`{name}` in `{folder / WEIGHTS}` is no LoRA matrix of a linear layer")
-        halves.setdefault(matched["layer"], {})[matched["which"]] = tensor
+        halves.setdefault(matched["layer"], {})[matched["which"].removesuffix(".weight")] = tensor
+    expected = {"A", "B", "magnitude_vector"} if config.get("use_dora") else {"A", "B"}
     for layer, pair in halves.items():
-        if pair.keys() != {"A", "B"} or pair["A"].dim() != 2 or pair["A"].shape[0] != rank:
-            raise BadFile(f"the tensors of `{layer}` in `{folder / WEIGHTS}` are no pair of rank {rank}")
+        if pair.keys() != expected or pair["A"].dim() != 2 or pair["A"].shape[0] != rank:
+            raise BadFile(f"the tensors of `{layer}` in `{folder / WEIGHTS}` are no pair of rank {rank}",
+                          why=f"expected {', '.join(sorted(expected))}, found {', '.join(sorted(pair))}")
     scale = lora_scale(rank, alpha, is_rank_stabilised=bool(config.get("use_rslora")))
     pairs = {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}
-    return StoredAdapter(AdapterWeights(pairs, scale),
-                         str(config.get("base_model_name_or_path") or ""), metadata.get(_BASE_KEY, ""))
+    magnitudes = {layer: pair["magnitude_vector"] for layer, pair in halves.items()
+                  if "magnitude_vector" in pair}
+    return StoredAdapter(AdapterWeights(pairs, scale, magnitudes),
+                         str(config.get("base_model_name_or_path") or ""), metadata.get(_BASE_KEY, ""),
+                         hash_file(folder / WEIGHTS))
 
 
 def _check_config(config: dict[str, Any], folder: Path) -> None:

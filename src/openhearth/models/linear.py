@@ -49,7 +49,7 @@ class Linear(nn.Linear):
         out_TO = project(x_TI, self.weight, self.bias, self.packed, out_dtype)
         if adapters is None or not any(self.lora):
             return out_TO
-        return _add_adapters(out_TO, x_TI, self.lora, adapters)
+        return _add_adapters(out_TO, x_TI, self, adapters)
 
     def _learning_pair(self, x_TI: Tensor, adapters: AdapterRows | None) -> TrainedPair | None:
         """Return the pair that all rows take, where it learns beside a frozen weight; else None."""
@@ -61,7 +61,13 @@ class Linear(nn.Linear):
         pair = self.lora[slot] if slot < len(self.lora) else None
         if pair is None or pair.a.weight is None or pair.a.packed is None or not torch.is_grad_enabled():
             return None
+        if pair.magnitude is not None:
+            return None
         return TrainedPair(pair.a.weight, pair.a.packed, pair.b.weight, pair.b.packed, pair.scale)
+
+    def numbers(self) -> Tensor:
+        """Return the weight as it multiplies, float32 [O, I]; a copy where it is packed only."""
+        return self.packed.unpack(torch.float32) if self.weight is None else self.weight.detach().float()
 
     def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
         """Pack rows, None: the weight; drop the row-major one unless it is going to change."""
@@ -109,9 +115,12 @@ def project(x_TI: Tensor, weight_OI: Tensor | None, bias_O: Tensor | None, packe
     return native.linear_trained(x_TI, packed, weight_OI, bias_O, out_dtype=out_dtype)
 
 
-def _add_adapters(out_TO: Tensor, x_TI: Tensor, pairs: tuple[LoraPair | None, ...],
-                  adapters: AdapterRows) -> Tensor:
-    """Return out + scale * B(A(x)) for the rows whose slot has a pair; each sum rounds to out's type."""
+def _add_adapters(out_TO: Tensor, x_TI: Tensor, layer: Linear, adapters: AdapterRows) -> Tensor:
+    """Return out + scale * B(A(x)) for the rows whose slot has a pair; each sum rounds to out's type.
+
+    With a magnitude, what is not bias is scaled by its gain.
+    """
+    pairs = layer.lora
     if isinstance(x_TI, Traced):
         x_TI.recorder.lora(x_TI, out_TO, pairs)
         return out_TO
@@ -120,9 +129,20 @@ def _add_adapters(out_TO: Tensor, x_TI: Tensor, pairs: tuple[LoraPair | None, ..
         pair = pairs[slot] if slot < len(pairs) else None
         if pair is not None:
             changed_TO = out_TO[start:end].float() + pair(x_TI[start:end]) * pair.scale
+            if pair.magnitude is not None:
+                bias_O = _bias(layer)
+                changed_TO = (changed_TO - bias_O) * pair.gains(layer) + bias_O
             parts += [out_TO[done:start], changed_TO.to(out_TO.dtype)]
             done = end
     return torch.cat([*parts, out_TO[done:]])
+
+
+def _bias(layer: Linear) -> Tensor | float:
+    """The bias as it is added, 0.0 without one."""
+    if layer.bias is not None:
+        return layer.bias.float()
+    has_none = layer.packed is None or layer.packed.bias_P is None
+    return 0.0 if has_none else layer.packed.bias_P[:layer.out_features]
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:

@@ -5,6 +5,9 @@ serving and training run the same kernels on them. Every adapter has a slot in t
 the rows of a pack say which slot they take (`kernels/lora.py: AdapterRows`). Source: arXiv 2106.09685,
 section 4.1.
 
+With a magnitude per output (DoRA) the layer computes ``m / |W + scale * B A| * (W x + scale * B(A(x)))`` and
+adds its bias; the norm of a row is a constant to the gradient. Source: arXiv 2402.09353, sections 4.1, 4.3.
+
 Does not: read adapter files, merge into the base, or adapt embeddings and the output matrix.
 """
 
@@ -15,12 +18,13 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from openhearth.errors import UsageError
+from openhearth.kernels.linear.packed import versions
 from openhearth.models.linear import Linear, can_pack
 
 _SHOWN = 5
@@ -31,23 +35,40 @@ class AdapterWeights:
     """An adapter as it is trained and stored.
 
     pairs: name of a linear layer -> A [R, I] and B [O, R]. scale: alpha / rank, or whatever the adapter's
-    file says. Example: ``AdapterWeights({"model.layers.0.self_attn.q_proj": (a_RI, b_OR)}, scale=2.0)``.
+    file says. magnitudes: of DoRA, per layer float32 [O]; empty for plain LoRA.
+    Example: ``AdapterWeights({"model.layers.0.self_attn.q_proj": (a_RI, b_OR)}, scale=2.0)``.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
     scale: float
+    magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class LoraPair(nn.Module):
-    """A and B of one layer; what they add is scaled by whoever adds it."""
+    """A and B of one layer; what they add is scaled by whoever adds it. magnitude: DoRA's, float32 [O]."""
 
-    def __init__(self, a_RI: Tensor, b_OR: Tensor, scale: float) -> None:
+    def __init__(self, a_RI: Tensor, b_OR: Tensor, scale: float, magnitude_O: Tensor | None = None) -> None:
         super().__init__()
         self.a, self.b, self.scale = _linear(a_RI), _linear(b_OR), scale
+        self.magnitude = None if magnitude_O is None else nn.Parameter(magnitude_O.detach().float().clone())
+        self._norms: tuple[object, Tensor] | None = None
 
     def forward(self, x_TI: Tensor) -> Tensor:
         """Return B(A(x)), float32 [T, O]."""
         return self.b(self.a(x_TI), out_dtype=torch.float32)
+
+    def gains(self, layer: Linear) -> Tensor:
+        """Return magnitude / |W + scale * B A| per output, float32 [O], differentiable in the magnitude.
+
+        The norms are computed again when A or B changed in place.
+        """
+        halves = [half.weight for half in (self.a, self.b) if half.weight is not None]
+        found = versions(*halves) if halves else ()
+        if self._norms is None or self._norms[0] != found or None in found:
+            with torch.no_grad():
+                product_OI = self.scale * (self.b.numbers() @ self.a.numbers())
+                self._norms = found, (layer.numbers() + product_OI).norm(dim=1)
+        return self.magnitude / self._norms[1]
 
 
 class Adapter(nn.Module):
@@ -79,7 +100,8 @@ def attach(model: nn.Module, name: str, weights: AdapterWeights, *, is_trainable
     pairs = {}
     for path, (a_RI, b_OR) in weights.pairs.items():
         pair = LoraPair(a_RI.detach().to(model.dtype, copy=True), b_OR.detach().to(model.dtype, copy=True),
-                        weights.scale).to(model.device).requires_grad_(is_trainable)
+                        weights.scale, weights.magnitudes.get(path)).to(model.device)
+        pair.requires_grad_(is_trainable)
         if can_pack(model.dtype, model.device):
             pair.a.pack(is_trainable=is_trainable)
             pair.b.pack(is_trainable=is_trainable)
@@ -118,6 +140,12 @@ def _check(model: nn.Module, name: str, weights: AdapterWeights, layers: Mapping
         if a_RI.shape != (rank, layer.in_features) or b_OR.shape != (layer.out_features, rank) or rank == 0:
             problems.append(f"`{path}` has A {list(a_RI.shape)} and B {list(b_OR.shape)}, expected "
                             f"[rank, {layer.in_features}] and [{layer.out_features}, rank]")
+        magnitude_O = weights.magnitudes.get(path)
+        if magnitude_O is not None and magnitude_O.shape != (layer.out_features,):
+            problems.append(f"`{path}` has magnitudes {list(magnitude_O.shape)}, expected "
+                            f"[{layer.out_features}]")
+    problems += [f"`{path}` has a magnitude and no A and B" for path in weights.magnitudes
+                 if path not in weights.pairs]
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise UsageError(f"adapter `{name}` does not fit the model", why="\n".join(problems[:_SHOWN] + more),
@@ -135,6 +163,7 @@ def _version(weights: AdapterWeights) -> str:
     digest = hashlib.sha256(struct.pack("<d", weights.scale))
     for path in sorted(weights.pairs):
         digest.update(path.encode())
-        for tensor in weights.pairs[path]:
+        magnitude = weights.magnitudes.get(path)
+        for tensor in (*weights.pairs[path], *(() if magnitude is None else (magnitude,))):
             digest.update(tensor.detach().float().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()

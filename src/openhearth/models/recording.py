@@ -20,6 +20,8 @@ def record(model: nn.Module, cache: KvCache) -> Program | None:
     linears = [module for module in _layers(model) if isinstance(module, Linear)]
     if not linears or any(module.packed is None for module in linears):
         return None
+    if any(pair is not None and pair.magnitude is not None for layer in linears for pair in layer.lora):
+        return None  # the program adds what adapters give, and cannot scale what it is added to
     if not select.covers(model.dtype, model.device):
         return None
     recorder = Recorder(cache)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -151,3 +152,16 @@ def find_run(home: Path, name: str) -> RunFolder:
                             why=f"there are: {', '.join(one.name for one in list_runs(home)) or 'none'}",
                             hint="hearth runs list")
     return run
+
+
+def find_output(home: Path, text: str) -> Path:
+    """Return the folder that an adapter's name means: a path, or the output of a finished run.
+
+    Raises: ModelNotFound, UsageError.
+    """
+    if os.sep in text or Path(text).is_dir():
+        return Path(text)
+    run = find_run(home, text)
+    if not run.is_finished:
+        raise UsageError(f"the run `{text}` is not finished", hint="hearth tune ... --resume")
+    return run.output

@@ -72,13 +72,13 @@ def derive_data_settings(settings: SftSettings, spec: ModelSpec, *, has_template
 
 
 def derive_plan(settings: SftSettings, spec: ModelSpec, lengths: Sequence[int], *, available_bytes: int,
-                base_bytes: int | None = None) -> Plan:
+                base_bytes: int | None = None, rates: tuple[float, float] = (_LORA_RATE, _FULL_RATE)) -> Plan:
     """Return the plan of a run. lengths: tokens of each sample. available_bytes: memory it may use.
 
-    base_bytes: as for `training_memory`.
+    base_bytes: as for `training_memory`. rates: usual for LoRA and for all weights.
     """
     deriver = Deriver(settings)
-    fill_weights(deriver, rate=_LORA_RATE if settings.weights == "lora" else _FULL_RATE)
+    fill_weights(deriver, rate=rates[0] if settings.weights == "lora" else rates[1])
     num_trainable = count_trainable(deriver.settings, spec)
     batch_tokens = sum(sorted(lengths)[-settings.batch_size:])
     terms = fill_memory(deriver, spec, max(lengths), batch_tokens, num_trainable, available_bytes, base_bytes)
@@ -108,7 +108,7 @@ def count_trainable(settings: TuneSettings, spec: ModelSpec) -> int:
     """Return how many numbers learn."""
     if settings.weights == "full":
         return spec.num_parameters
-    return count_lora(spec, settings.lora_rank, settings.lora_layers)
+    return count_lora(spec, settings.lora_rank, settings.lora_layers, use_dora=settings.use_dora)
 
 
 def base_bytes(settings: TuneSettings, checkpoint: Checkpoint, spec: ModelSpec) -> int | None:
@@ -116,14 +116,15 @@ def base_bytes(settings: TuneSettings, checkpoint: Checkpoint, spec: ModelSpec) 
     return None if settings.base == "plain" else weight_bytes(checkpoint, spec, settings.base)
 
 
-def count_lora(spec: ModelSpec, rank: int, layers: Sequence[str]) -> int:
-    """Return how many numbers LoRA trains: rank * (inputs + outputs) per layer."""
-    width, heads = spec.hidden_size, spec.num_heads * spec.head_dim
+def count_lora(spec: ModelSpec, rank: int, layers: Sequence[str], *, use_dora: bool = False) -> int:
+    """Return how many numbers LoRA trains: rank * (inputs + outputs) per layer; DoRA, outputs besides."""
+    width, heads, inner = spec.hidden_size, spec.num_heads * spec.head_dim, spec.intermediate_size
     cache = spec.num_kv_heads * spec.head_dim
-    sizes = {"q_proj": width + heads, "k_proj": width + cache, "v_proj": width + cache,
-             "o_proj": heads + width, "gate_proj": width + spec.intermediate_size,
-             "up_proj": width + spec.intermediate_size, "down_proj": width + spec.intermediate_size}
-    return spec.num_layers * rank * sum(sizes[layer] for layer in layers)
+    sizes = {"q_proj": (width, heads), "k_proj": (width, cache), "v_proj": (width, cache),
+             "o_proj": (heads, width), "gate_proj": (width, inner), "up_proj": (width, inner),
+             "down_proj": (inner, width)}
+    outputs = sum(sizes[layer][1] for layer in layers) if use_dora else 0
+    return spec.num_layers * (rank * sum(sum(sizes[layer]) for layer in layers) + outputs)
 
 
 def fill_memory(deriver: Deriver, spec: ModelSpec, longest: int, batch_tokens: int, num_trainable: int,

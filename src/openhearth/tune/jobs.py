@@ -20,18 +20,21 @@ from openhearth.models import load_model
 from openhearth.runs import RunFolder, hash_files, render_page
 from openhearth.spec import read_spec
 from openhearth.spec.to_config import config_of
+from openhearth.tune.methods.distill import prepare_distill
 from openhearth.tune.methods.grpo import prepare_grpo
+from openhearth.tune.methods.preference import prepare_preference
 from openhearth.tune.methods.records import Job, Learner, Opened
 from openhearth.tune.methods.sft import prepare_sft
 from openhearth.tune.optimizer import AdamSettings, Optimizer
 from openhearth.tune.output import write_output
 from openhearth.tune.schedule import Schedule
-from openhearth.tune.settings import GrpoSettings, SftSettings, TuneSettings
+from openhearth.tune.settings import DistillSettings, DpoSettings, GrpoSettings, SftSettings, TuneSettings
 from openhearth.tune.training import StepMetrics, train
 from openhearth.tune.weights import ADAPTER, adapter_parameters, attach_fresh, recompute_layers
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_PREPARE = {SftSettings: prepare_sft, GrpoSettings: prepare_grpo}
+_PREPARE = {SftSettings: prepare_sft, DpoSettings: prepare_preference, GrpoSettings: prepare_grpo,
+            DistillSettings: prepare_distill}
 
 
 def open_model(ref: str, config: Config) -> Opened:
@@ -40,7 +43,7 @@ def open_model(ref: str, config: Config) -> Opened:
     checkpoint = formats.open_checkpoint(stored.path)
     tokenizer = chat.load_tokenizer(checkpoint)
     return Opened(stored, checkpoint, read_spec(checkpoint), tokenizer,
-                  chat.load_template(checkpoint, tokenizer))
+                  chat.load_template(checkpoint, tokenizer), config)
 
 
 def prepare(settings: TuneSettings, config: Config, *, resumed: Mapping[str, Any] | None = None) -> Job:
@@ -102,12 +105,12 @@ def load_learner(job: Job) -> Learner:
         parameters, slot = dict(model.requires_grad_(True).named_parameters()), None
     else:
         adapter = attach_fresh(model, rank=settings.lora_rank, scale=job.plan.lora_scale,
-                               layers=settings.lora_layers, seed=settings.seed)
+                               layers=settings.lora_layers, seed=settings.seed, use_dora=settings.use_dora)
         parameters, slot = adapter_parameters(adapter), adapter.slot
     if settings.recompute:
         recompute_layers(model)
     adam = AdamSettings(beta2=settings.beta2, weight_decay=settings.weight_decay, clip=settings.clip)
-    return Learner(model, Optimizer(parameters, adam), slot)
+    return Learner(model, Optimizer(parameters, adam, has_muon=settings.optimizer == "muon"), slot)
 
 
 def _write_page(run: RunFolder) -> None:

@@ -1,4 +1,4 @@
-"""AdamW on float32 copies of the weights that learn.
+"""AdamW, or Muon for matrices, on float32 copies of the weights that learn.
 
 A weight in bfloat16 has 8 bits: most updates are smaller than its last one and would be lost. Each keeps a
 float32 master that the optimizer moves; the weight is the master rounded. Gradients of several packs add up
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from openhearth.tune.muon import is_for_muon, muon_step
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -33,17 +35,21 @@ class AdamSettings:
 class Optimizer:
     """AdamW over named parameters, which it owns from here on: `backward` on a loss feeds it.
 
-    Vectors (norms, biases) take no weight decay. State: masters, two moments, the number of steps.
+    has_muon: Muon moves the matrices inside the network (`muon.py`). Vectors (norms, biases) take no weight
+    decay. State: masters, two moments (one for Muon), the number of steps.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: AdamSettings) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: AdamSettings, *,
+                 has_muon: bool = False) -> None:
         self.parameters, self.settings = dict(sorted(parameters.items())), settings
         self.num_steps = 0
         self._masters = {name: parameter.detach() if parameter.dtype == torch.float32
                          else parameter.detach().float() for name, parameter in self.parameters.items()}
         self._grads = {name: torch.zeros_like(master) for name, master in self._masters.items()}
-        self._moments = [{name: torch.zeros_like(master) for name, master in self._masters.items()}
-                         for _ in _MOMENTS]
+        self._muon = {name for name, parameter in self.parameters.items()
+                      if has_muon and is_for_muon(name, parameter)}
+        self._moments = [{name: torch.zeros_like(master) for name, master in self._masters.items()
+                          if name not in self._muon or moment == _MOMENTS[0]} for moment in _MOMENTS]
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(self._collector(name))
 
@@ -82,6 +88,9 @@ class Optimizer:
             torch._fused_adamw_(masters, grads, first, second, [], [count.clone() for _ in names], lr=rate,
                                 beta1=settings.beta1, beta2=settings.beta2, weight_decay=decay,
                                 eps=settings.epsilon, amsgrad=False, maximize=False)
+        for name in sorted(self._muon):
+            muon_step(self._masters[name], self._grads[name], self._moments[0][name], rate=rate,
+                      weight_decay=settings.weight_decay)
         self._write_back()
         self.drop_gradients()
 
@@ -101,8 +110,9 @@ class Optimizer:
         self._write_back()
 
     def _groups(self) -> Iterator[tuple[list[str], float]]:
-        matrices = [name for name, master in self._masters.items() if master.dim() > 1]
-        vectors = [name for name, master in self._masters.items() if master.dim() <= 1]
+        rest = {name: master for name, master in self._masters.items() if name not in self._muon}
+        matrices = [name for name, master in rest.items() if master.dim() > 1]
+        vectors = [name for name, master in rest.items() if master.dim() <= 1]
         for names, decay in ((matrices, self.settings.weight_decay), (vectors, 0.0)):
             if names:
                 yield names, decay

@@ -157,3 +157,12 @@ def trained_hidden(model: nn.Module, pack: Pack, adapter_slot: int | None = None
     if adapter_slot is not None:
         arguments.append(AdapterRows(((0, pack.num_tokens, adapter_slot),)))
     return model.forward(*arguments).index_select(0, pack.rows_N)
+
+
+def sequence_sums(logprobs_N: Tensor, samples: Sequence[Packable]) -> Tensor:
+    """Return the log-probability of each sample's trained tokens together, float64 [S], differentiable.
+
+    logprobs_N: of the samples' trained tokens, in order. A sample's sum does not depend on its neighbours.
+    """
+    parts = logprobs_N.split([sum(sample.is_trained) for sample in samples])
+    return torch.stack([part.double().sum() for part in parts])

@@ -28,18 +28,22 @@ class TuneSettings:
     weights: "lora" trains small matrices beside the linear layers, "full" all weights. base: how the frozen
     weights under LoRA are held: "plain" numbers, "stored" as in a GGUF file, quantised to "int8" or "int4".
     lora_rank: inner size of those matrices. lora_alpha: what they add is scaled by alpha / rank, with
-    is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear layers. dtype: numbers of the weights
+    is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear layers. use_dora: their
+    rows' magnitudes learn too. dtype: numbers of the weights
     and activations; masters and optimizer are float32. pack_tokens: tokens of one forward; a step adds up
-    several. warmup: share of the steps. weight_decay, clip, beta2: AdamW's. recompute: activations of a
-    layer are computed again on the way back instead of kept. checkpoint_every: steps.
+    several. optimizer: "muon" moves the matrices inside the network, with full weights. warmup: share of the
+    steps. weight_decay, clip, beta2: AdamW's. recompute: activations of a layer are computed again on the way
+    back instead of kept. checkpoint_every: steps.
     """
 
     seed: int = 0
     weights: Literal["lora", "full"] = "lora"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     base: Literal["plain", "stored", "int8", "int4"] = "plain"
     lora_rank: int | None = None
     lora_alpha: float | None = None
     is_rank_stabilised: bool = False
+    use_dora: bool = False
     lora_layers: tuple[str, ...] = LAYERS
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     pack_tokens: int | None = None
@@ -66,6 +70,12 @@ class TuneSettings:
         for layer in self.lora_layers:
             if layer not in LAYERS:
                 raise UsageError(f"lora_layers names `{layer}`", why=f"expected some of {', '.join(LAYERS)}")
+        if self.use_dora and self.weights != "lora":
+            raise UsageError("use_dora with weights `full`", why="DoRA is a kind of LoRA",
+                             hint="--weights lora")
+        if self.optimizer == "muon" and self.weights != "full":
+            raise UsageError("muon with weights `lora`", why="it is for whole matrices, not for their halves",
+                             hint="--weights full, or --optimizer adamw")
         if self.base != "plain" and (self.weights == "full" or self.dtype == "float32"):
             raise UsageError(f"base `{self.base}` with weights `{self.weights}` and dtype `{self.dtype}`",
                              why="quantised weights are frozen, and computed with in bfloat16",
@@ -110,6 +120,72 @@ class SftSettings(TuneSettings):
             raise UsageError("there is no data", hint="--data train.jsonl")
         self.check_least(max_tokens=2, batch_size=1)
         self.check_above(epochs=0.0)
+
+
+@dataclass(frozen=True)
+class DpoSettings(SftSettings):
+    """Learning from preferences; `data/preferences.py` says what rows hold.
+
+    loss: which (`losses/`). beta: how strongly the weights before tuning hold; for orpo, the weight of the
+    odds ratio. chosen_weight, rejected_weight: of liked and of disliked answers, for kto. batch_size: rows
+    per step.
+    Example: ``DpoSettings("smollm2", ("pairs.jsonl",), "kind", loss="ipo")``.
+    """
+
+    loss: Literal["dpo", "ipo", "kto", "orpo"] = "dpo"
+    beta: float = 0.1
+    chosen_weight: float | None = None
+    rejected_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range, naming the setting."""
+        super().__post_init__()
+        self.check_above(beta=0.0, chosen_weight=0.0, rejected_weight=0.0)
+        if self.loss != "kto" and (self.chosen_weight or self.rejected_weight):
+            raise UsageError(f"chosen_weight or rejected_weight with the loss `{self.loss}`",
+                             why="only kto weighs them", hint="--loss kto")
+
+
+@dataclass(frozen=True)
+class DistillSettings(TuneSettings):
+    """Learning from a teacher, on the training problems of tasks.
+
+    model: the student. task: names of tasks (`tasks/finding.py`). out: the run's name. teacher: a model, as
+    for `hearth run`; None: the student's own base. teacher_adapter: a run or the folder of an adapter that
+    the teacher takes. is_on_policy: the student answers and learns the teacher's next-token probabilities
+    along its own answers; otherwise the teacher answers and the student is fine-tuned on what the grader
+    calls right. prompts: problems, of a step on-policy, else in all. group_size: answers to each.
+    max_tokens: longest answer. temperature, top_p: as for sampling. batch_size, epochs: of fine-tuning on
+    answers.
+    Example: ``DistillSettings("smollm2", ("chain_sum",), "taught", teacher_adapter="sums")``.
+    """
+
+    model: str
+    task: tuple[str, ...]
+    out: str
+    teacher: str | None = None
+    teacher_adapter: str | None = None
+    is_on_policy: bool = False
+    prompts: int | None = None
+    group_size: int = 4
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 8
+    epochs: float = 1.0
+    checkpoint_every: int = field(default=10, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Raises: UsageError for a value out of range, naming the setting."""
+        super().__post_init__()
+        if not self.task:
+            raise UsageError("there is no task", hint="--task chain_sum")
+        if self.teacher is None and self.teacher_adapter is None:
+            raise UsageError("there is no teacher", hint="--teacher MODEL, or --teacher-adapter RUN")
+        if self.is_on_policy and self.top_p != 1:
+            raise UsageError(f"top_p is `{self.top_p}`", why="on-policy answers are drawn from all tokens")
+        self.check_least(prompts=1, group_size=1, max_tokens=1, batch_size=1)
+        self.check_above(epochs=0.0, temperature=0.0, top_p=0.0)
 
 
 @dataclass(frozen=True)
@@ -169,8 +245,10 @@ class GrpoSettings(TuneSettings):
                              why="expected kl of 0 or more, and no more updates than prompts")
 
 
-METHODS: Mapping[str, type] = {"sft": SftSettings, "grpo": GrpoSettings}
-_INPUT = {"sft": "--data FILE", "grpo": "--task NAME"}
+METHODS: Mapping[str, type] = {"sft": SftSettings, "dpo": DpoSettings, "grpo": GrpoSettings,
+                                 "distill": DistillSettings}
+_INPUT = {"sft": "--data FILE", "dpo": "--data FILE", "grpo": "--task NAME",
+          "distill": "--teacher MODEL --task NAME"}
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -192,7 +270,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         files = recipe.get(name, [])
         files = [files] if isinstance(files, str) else files
         if name in recipe and isinstance(files, list):
-            recipe[name] = [str(path.parent / file) for file in files]
+            recipe[name] = [file if file.startswith("hub:") else str(path.parent / file) for file in files]
     return recipe
 
 

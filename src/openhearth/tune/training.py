@@ -27,7 +27,7 @@ _EXPLODED = 3.0
 
 @dataclass(frozen=True)
 class StepWork:
-    """What one update computed. rows: the samples' places in the data.
+    """What one update computed. rows: the samples' places in the data; batch: the samples as records.
 
     Example: ``StepWork(2.1, 512, 128, 10**12, ("a.jsonl:3",))``.
     """
@@ -37,6 +37,7 @@ class StepWork:
     num_trained: int
     flops: int
     rows: tuple[str, ...]
+    batch: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def train(run: RunFolder, loop: Loop, schedule: Schedule, *, checkpoint_every: i
     """Do the steps of a run that are not done yet. The last one is always followed by a checkpoint.
 
     Raises: Diverged for a loss or gradient that is not finite, or far above that of guessing: the weights
-    are those of the newest checkpoint then, and `diverged.json` names the batch. NotEnoughDisk.
+    are those of the newest checkpoint then, `diverged.json` names the batch and `diverged.jsonl` holds it.
+    NotEnoughDisk.
     """
     first = _resume(run, loop)
     for step in range(first, schedule.num_steps):
@@ -148,6 +150,7 @@ def _resume(run: RunFolder, loop: Loop) -> int:
 def _diverged(run: RunFolder, step: int, work: StepWork, norm: float) -> Diverged:
     run.write("diverged.json", {"step": step + 1, "loss": str(work.loss), "gradient_norm": str(norm),
                                 "rows": list(work.rows)})
+    run.write_rows("diverged.jsonl", [asdict(sample) for sample in work.batch])
     kept = run.checkpoints.newest()
     shown = ", ".join(work.rows[:8]) + (" ..." if len(work.rows) > 8 else "")
     last = f"the checkpoint of step {kept.step} is kept" if kept else "no checkpoint was due yet"

@@ -19,14 +19,16 @@ from openhearth.models import Adapter, AdapterWeights, attach
 ADAPTER = "tuned"
 
 
-def attach_fresh(model: nn.Module, *, rank: int, scale: float, layers: tuple[str, ...], seed: int) -> Adapter:
+def attach_fresh(model: nn.Module, *, rank: int, scale: float, layers: tuple[str, ...], seed: int,
+                 use_dora: bool = False) -> Adapter:
     """Freeze a model and attach an adapter that learns and, so far, changes nothing.
 
     A is uniform within 1 / sqrt(inputs), B is zero, as in peft 0.18 (`LoraLayer.reset_lora_parameters`).
-    Every layer has a stream of its own, from the seed and its name.
+    Every layer has a stream of its own, from the seed and its name. use_dora: magnitudes that are the norms
+    of the base's rows, with everything as it was.
     """
     model.requires_grad_(False)
-    pairs = {}
+    pairs, magnitudes = {}, {}
     for path, layer in model.named_modules():
         if path.rpartition(".")[2] in layers and isinstance(layer, nn.Linear):
             digest = hashlib.sha256(f"{seed}/{path}".encode()).digest()
@@ -34,19 +36,24 @@ def attach_fresh(model: nn.Module, *, rank: int, scale: float, layers: tuple[str
             bound = 1 / math.sqrt(layer.in_features)
             a_RI = (torch.rand(rank, layer.in_features, generator=generator) * 2 - 1) * bound
             pairs[path] = (a_RI, torch.zeros(layer.out_features, rank))
-    return attach(model, ADAPTER, AdapterWeights(pairs, scale), is_trainable=True)
+            if use_dora:
+                magnitudes[path] = layer.numbers().norm(dim=1)
+    return attach(model, ADAPTER, AdapterWeights(pairs, scale, magnitudes), is_trainable=True)
 
 
 def adapter_parameters(adapter: Adapter) -> dict[str, nn.Parameter]:
-    """Return A and B of every layer, as `<layer>.a` and `<layer>.b`."""
-    return {f"{path}.{half}": getattr(pair, half).weight
-            for path, pair in zip(adapter.layer_names, adapter.pairs, strict=True) for half in ("a", "b")}
+    """Return A and B of every layer, as `<layer>.a` and `<layer>.b`, and magnitudes as `<layer>.m`."""
+    named = list(zip(adapter.layer_names, adapter.pairs, strict=True))
+    found = {f"{path}.{half}": getattr(pair, half).weight for path, pair in named for half in ("a", "b")}
+    return found | {f"{path}.m": pair.magnitude for path, pair in named if pair.magnitude is not None}
 
 
 def adapter_weights(adapter: Adapter, scale: float) -> AdapterWeights:
     """Return what an adapter holds now, in the numbers that its forward uses."""
-    return AdapterWeights({path: (pair.a.weight.detach(), pair.b.weight.detach())
-                           for path, pair in zip(adapter.layer_names, adapter.pairs, strict=True)}, scale)
+    named = list(zip(adapter.layer_names, adapter.pairs, strict=True))
+    return AdapterWeights({path: (pair.a.weight.detach(), pair.b.weight.detach()) for path, pair in named},
+                          scale, {path: pair.magnitude.detach() for path, pair in named
+                                  if pair.magnitude is not None})
 
 
 def recompute_layers(model: nn.Module) -> None:

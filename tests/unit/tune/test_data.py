@@ -1,6 +1,8 @@
 """Rows to samples: what is trained, what is left out and why, order and packs."""
 
 import json
+import tracemalloc
+from dataclasses import replace
 
 import pytest
 from support.tuning import write_jsonl
@@ -9,7 +11,8 @@ from openhearth import chat
 from openhearth.errors import BadFile, ModelNotFound, Unsupported, UsageError
 from openhearth.formats import open_checkpoint
 from openhearth.tune.data import Order, Refusal, Renderer, Row, load_samples, read_rows
-from openhearth.tune.data.records import Sample
+from openhearth.tune.data.records import Preference, Sample
+from openhearth.tune.data.spool import Spool
 from openhearth.tune.packs import pack_samples, split_batch
 
 PLAIN_TEMPLATE = (
@@ -113,6 +116,40 @@ def test_every_row_is_a_sample_or_is_named(tokenizer, template, tmp_path):
     told = found.describe_refusals().splitlines()
     assert told[0] == "4 of 6 rows are left out" and told[1].startswith(f"{path}:3: not JSON: ")
     assert "not UTF-8" in told[3] and "an object" in told[2]
+
+
+def test_samples_come_back_from_the_disk_as_they_were(tokenizer, template):
+    one, two = Sample((1, 42, 511), (False, True, False), "a", 1), Sample((5, 6), (False, True), "b", 9)
+    beside = replace(two, file="a", line=1)
+    units = [one, two, Preference(one, beside), Preference(None, two), replace(one, file="b", line=2)]
+    spool = Spool()
+    for unit in units:
+        spool.add(unit)
+    assert list(spool) == units and spool[-1] == units[-1] and spool[1:3] == units[1:3]
+    assert list(spool.lengths) == [3, 2, 3 + 1, 2, 3] and spool.num_trained == 1 + 1 + 2 + 1 + 1
+    with pytest.raises(IndexError):
+        spool[5]
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    path = tmp_path / "many.jsonl"
+    with open(path, "w") as file:
+        for number in range(4000):
+            file.write(json.dumps({"text": f"{number} " + "the fox " * 100}) + "\n")
+
+    class Words:
+        hint = ""
+
+        def render(self, row):
+            words = [1000 + hash(word) % 30000 for word in row.fields["text"].split()]
+            return Sample(tuple(words), (False, *[True] * (len(words) - 1)), row.file, row.line)
+
+    tracemalloc.start()
+    found = load_samples([path], Words())
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.num_tokens == 4000 * 201 and held < 1 << 20, "as Python integers it would be 29 MB"
+    assert found.samples[3999].line == 4000
 
 
 def test_nothing_left_is_an_error_that_says_why(tokenizer, template, tmp_path):

@@ -52,6 +52,30 @@ def test_the_optimizer_is_adamw_of_torch_with_clipping():
             torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
 
 
+def test_muon_is_that_of_torch_and_leaves_embeddings_and_vectors_to_adamw():
+    torch.manual_seed(0)
+    shapes = {"layers.0.q_proj.weight": (6, 4), "layers.0.down_proj.weight": (4, 9),
+              "model.embed_tokens.weight": (7, 4), "norm.weight": (4,)}
+    ours = {name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()}
+    theirs = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in ours.items()}
+    optimizer = Optimizer(ours, AdamSettings(weight_decay=0.1, clip=0.0), has_muon=True)
+    muon = torch.optim.Muon([theirs[name] for name in list(shapes)[:2]], lr=0.01, weight_decay=0.1,
+                            adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([{"params": [theirs["model.embed_tokens.weight"]], "weight_decay": 0.1},
+                               {"params": [theirs["norm.weight"]], "weight_decay": 0.0}], lr=0.01)
+    for _ in range(4):
+        noise = {name: torch.randn(shape) for name, shape in shapes.items()}
+        for weights in (ours, theirs):
+            sum((weights[name] * noise[name]).sum() for name in shapes).backward()
+        optimizer.step(0.01, optimizer.gradient_norm())
+        for other in (muon, adamw):
+            other.step()
+            other.zero_grad()
+    for name in shapes:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-4)
+    assert "exp_avg_sq.layers.0.q_proj.weight" not in optimizer.state()
+
+
 def test_small_updates_of_a_bfloat16_weight_add_up_in_its_master():
     weight = nn.Parameter(torch.ones(4, 4, dtype=torch.bfloat16))
     optimizer = Optimizer({"w": weight}, AdamSettings())
@@ -120,14 +144,15 @@ def test_little_memory_gives_small_packs_then_recomputation(spec):
     assert least.settings.recompute and "even that takes more" in least.reasons["pack_tokens"]
 
 
-def test_lora_parameters_are_counted_as_attached(spec, tiny_folder):
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_lora_parameters_are_counted_as_attached(spec, tiny_folder, use_dora):
     from openhearth.models import load_model
     from openhearth.tune.weights import adapter_parameters, attach_fresh
 
     model = load_model(open_checkpoint(tiny_folder), spec, dtype=torch.float32)
-    adapter = attach_fresh(model, rank=3, scale=1.0, layers=LAYERS[2:5], seed=0)
+    adapter = attach_fresh(model, rank=3, scale=1.0, layers=LAYERS[2:5], seed=0, use_dora=use_dora)
     count = sum(parameter.numel() for parameter in adapter_parameters(adapter).values())
-    assert count == count_lora(spec, 3, LAYERS[2:5]) > 0
+    assert count == count_lora(spec, 3, LAYERS[2:5], use_dora=use_dora) > 0
 
 
 LONG_STEP = """

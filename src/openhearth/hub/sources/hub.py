@@ -1,5 +1,7 @@
 """A repository on any Hugging Face compatible hub: `hub:owner/name[@revision][:file or glob]`.
 
+A data set is `hub:datasets/owner/name`, fetched in the same way.
+
 Source of the wire format: the Hub's HTTP API as huggingface_hub 2.4.0 speaks it (model info, tree with
 `Link` pages, resolve, `X-Error-Code`). The revision is resolved to a commit first, and every address names
 that commit, so a branch that moves during a download mixes nothing.
@@ -19,12 +21,13 @@ from openhearth.config import Config
 from openhearth.errors import BadFile, ModelNotFound, NetworkError, Offline, UnsafeFile, UsageError
 from openhearth.hub.http import Client, error_of, etag_of, join, origin, redact
 from openhearth.hub.paths import check_path, is_pickle, refuse_pickle
-from openhearth.hub.records import Listing, Ref, RemoteFile
+from openhearth.hub.records import DATA_SUFFIXES, Listing, Ref, RemoteFile, is_dataset
 from openhearth.units import format_bytes
 
 _MAX_PAGE_BYTES = 32 << 20
 _MAX_PAGES = 500
-_REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
+_REPO = re.compile(r"(datasets/(?=[^/]+/))?[A-Za-z0-9_][A-Za-z0-9._-]{0,95}"
+                   r"(/[A-Za-z0-9_][A-Za-z0-9._-]{0,95})?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMPANIONS = re.compile(
@@ -63,7 +66,8 @@ def list_files(ref: Ref, config: Config) -> Listing:
         repo = _Repo(client, config.hf_endpoint, ref.location, headers)
         commit, card = repo.resolve(ref.revision)
         entries = repo.tree(commit)
-        chosen = _named(entries, ref) if ref.file else _needed(entries, ref)
+        choose = _named if ref.file else _rows if is_dataset(ref.location) else _needed
+        chosen = choose(entries, ref)
         files = tuple(repo.remote_file(commit, entry) for entry in chosen)
     finally:
         client.close()
@@ -78,12 +82,13 @@ class _Repo:
     def __init__(self, client: Client, endpoint: str, name: str, headers: dict[str, str]) -> None:
         self._client = client
         self._endpoint = endpoint
+        self._api = name if is_dataset(name) else f"models/{name}"
         self._name = name
         self._headers = headers
 
     def resolve(self, revision: str | None) -> tuple[str, dict[str, Any]]:
         """Return the commit that a branch, tag or commit means, and the repository's description."""
-        url = f"{self._endpoint}/api/models/{self._name}/revision/{quote(revision or 'main', safe='')}"
+        url = f"{self._endpoint}/api/{self._api}/revision/{quote(revision or 'main', safe='')}"
         what = f"`hub:{self._name}@{revision}`" if revision else f"`hub:{self._name}`"
         page, _ = self._read_json(url, what)
         commit = page.get("sha") if isinstance(page, dict) else None
@@ -94,7 +99,7 @@ class _Repo:
 
     def tree(self, commit: str) -> list[_Entry]:
         """Return every file of a commit, sorted by path, following the pages."""
-        url: str | None = (f"{self._endpoint}/api/models/{self._name}/tree/{commit}?"
+        url: str | None = (f"{self._endpoint}/api/{self._api}/tree/{commit}?"
                            + urlencode({"recursive": "true", "expand": "false"}))
         entries: dict[str, _Entry] = {}
         for _ in range(_MAX_PAGES):
@@ -207,6 +212,17 @@ def _needed(entries: list[_Entry], ref: Ref) -> list[_Entry]:
                          hint="look for a repository with .safetensors or .gguf files")
     raise ModelNotFound(f"`hub:{ref.location}` has no weights",
                         why=f"{len(entries)} files, no .safetensors at the top and no .gguf anywhere")
+
+
+def _rows(entries: list[_Entry], ref: Ref) -> list[_Entry]:
+    """Return a data set's files of rows, those for training where some are named so, its licence and card."""
+    papers = [entry for entry in entries if _PAPERS.fullmatch(entry.path)]
+    rows = [entry for entry in entries if entry.path.lower().endswith(DATA_SUFFIXES)]
+    if not rows:
+        raise ModelNotFound(f"`hub:{ref.location}` has no rows",
+                            why=f"{len(entries)} files, none ends with {', '.join(DATA_SUFFIXES)}")
+    training = [entry for entry in rows if "train" in entry.path.lower()]
+    return sorted(papers + (training or rows), key=lambda entry: entry.path)
 
 
 def _one_gguf(entries: list[_Entry], ref: Ref) -> None:

@@ -32,7 +32,7 @@ CHUNK_BYTES = 64 << 20
 """Logits held at once: 341 rows of 49,152 tokens. With half as many, going backward took half as long again:
 every chunk adds a gradient of the whole head."""
 
-_FIRST_ROWS = 32
+FIRST_ROWS = 32
 
 Head = Callable[[Tensor], Tensor] | PackedWeight | Tensor
 """hidden [R, D] -> float32 logits [R, V], such as a model's `logits`; or its weight [V, D]."""
@@ -69,10 +69,10 @@ def _apply(hidden_TD: Tensor, head: Head, targets_T: Tensor, temperature: float,
     if kept is not None and len(kept.starts) != len(hidden_TD) + 1:
         raise UsageError(f"kept tokens of {len(kept.starts) - 1} rows for {len(hidden_TD)} rows")
     return _TokenLogprobs.apply(head, targets_T, temperature, kept, has_entropies, hidden_TD,
-                                *_trained(head, hidden_TD))
+                                *trained_leaves(head, hidden_TD))
 
 
-def _trained(head: Head, hidden_TD: Tensor) -> list[Tensor]:
+def trained_leaves(head: Head, hidden_TD: Tensor) -> list[Tensor]:
     """Return what inside head wants a gradient: the leaves of the graph behind one row of logits."""
     if isinstance(head, Tensor):
         return [head]
@@ -101,9 +101,9 @@ class _TokenLogprobs(torch.autograd.Function):
         # Made before any chunk: a small block that outlives a chunk would lie where the next could have.
         logprobs_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.float32)
         entropies_T = torch.empty_like(logprobs_T) if has_entropies else logprobs_T.new_empty(0)
-        ctx.chunk_rows = _FIRST_ROWS
-        for rows, _, logits_CV in _chunks(head, hidden_TD, _FIRST_ROWS):
-            ctx.chunk_rows = _chunk_rows(logits_CV)
+        ctx.chunk_rows = FIRST_ROWS
+        for rows, _, logits_CV in logit_chunks(head, hidden_TD, FIRST_ROWS):
+            ctx.chunk_rows = chunk_rows(logits_CV)
             _mask_(logits_CV, kept, rows)
             logprobs_C, entropies_C = _row_logprobs(logits_CV, targets_T[rows], temperature, has_entropies)
             logprobs_T[rows] = logprobs_C
@@ -118,27 +118,41 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, grads_T, _):
         hidden_TD, targets_T, *trained = ctx.saved_tensors
         head = trained[0] if ctx.head is None else ctx.head
-        needs_hidden, needs_trained = ctx.needs_input_grad[5], ctx.needs_input_grad[6:]
-        wanted = [tensor for tensor, is_needed in zip(trained, needs_trained, strict=True) if is_needed]
-        # Added up in float32: in bfloat16 a chunk's share would vanish beside those before it.
-        sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in wanted]
-        grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
-        for rows, hidden_CD, logits_CV in _chunks(head, hidden_TD, ctx.chunk_rows, needs_grad=needs_hidden):
-            _mask_(logits_CV.detach(), ctx.kept, rows)
-            grad_CV = _grad_logits(logits_CV.detach(), targets_T[rows], grads_T[rows], ctx.temperature)
-            # Written in place: should the head's own gradient need its logits, torch is to refuse.
-            torch.autograd.graph.increment_version(logits_CV)
-            found = torch.autograd.grad(logits_CV, [hidden_CD] * needs_hidden + wanted, grad_CV)
-            if needs_hidden:
-                grad_hidden_TD[rows], *found = found
-            for total, part in zip(sums, found, strict=True):
-                _add(total, part)
-        grads = iter([total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)])
-        return None, None, None, None, None, grad_hidden_TD, *(next(grads) if is_needed else None
-                                                               for is_needed in needs_trained)
+
+        def grad_logits(rows: slice, logits_CV: Tensor) -> Tensor:
+            _mask_(logits_CV, ctx.kept, rows)
+            return _grad_logits(logits_CV, targets_T[rows], grads_T[rows], ctx.temperature)
+
+        return None, None, None, None, None, *chunked_backward(
+            head, hidden_TD, trained, ctx.needs_input_grad[5:], ctx.chunk_rows, grad_logits)
 
 
-def _chunks(head: Head, hidden_TD: Tensor, size: int,
+def chunked_backward(head: Head, hidden_TD: Tensor, trained: list[Tensor], needs: tuple[bool, ...], size: int,
+                     grad_logits: Callable[[slice, Tensor], Tensor]) -> list[Tensor | None]:
+    """Return the gradients of the hidden states and of what the head trains, made a chunk at a time.
+
+    needs: which of them are wanted. size: rows of the first chunk. grad_logits: rows and their logits, which
+    it may write over, to the logits' gradient.
+    """
+    needs_hidden, *needs_trained = needs
+    wanted = [tensor for tensor, is_needed in zip(trained, needs_trained, strict=True) if is_needed]
+    # Added up in float32: in bfloat16 a chunk's share would vanish beside those before it.
+    sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in wanted]
+    grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
+    for rows, hidden_CD, logits_CV in logit_chunks(head, hidden_TD, size, needs_grad=needs_hidden):
+        grad_CV = grad_logits(rows, logits_CV.detach())
+        # Written in place: should the head's own gradient need its logits, torch is to refuse.
+        torch.autograd.graph.increment_version(logits_CV)
+        found = torch.autograd.grad(logits_CV, [hidden_CD] * needs_hidden + wanted, grad_CV)
+        if needs_hidden:
+            grad_hidden_TD[rows], *found = found
+        for total, part in zip(sums, found, strict=True):
+            _add(total, part)
+    grads = iter([total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)])
+    return [grad_hidden_TD, *(next(grads) if is_needed else None for is_needed in needs_trained)]
+
+
+def logit_chunks(head: Head, hidden_TD: Tensor, size: int,
             needs_grad: bool | None = None) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Give the rows of each chunk, their hidden states and their logits.
 
@@ -150,8 +164,8 @@ def _chunks(head: Head, hidden_TD: Tensor, size: int,
         rows = slice(start, min(start + size, len(hidden_TD)))
         with torch.set_grad_enabled(needs_grad is not None):
             hidden_CD = hidden_TD[rows].detach().requires_grad_(bool(needs_grad))
-            logits_CV = _logits(head, hidden_CD)
-        start, size = rows.stop, _chunk_rows(logits_CV)
+            logits_CV = logits_of(head, hidden_CD)
+        start, size = rows.stop, chunk_rows(logits_CV)
         yield rows, hidden_CD, logits_CV
         del logits_CV, hidden_CD
 
@@ -161,7 +175,8 @@ def _mask_(logits_CV: Tensor, kept: KeptTokens | None, rows: slice) -> None:
         kept.rows(rows.start, rows.stop).mask_(logits_CV)
 
 
-def _chunk_rows(logits_CV: Tensor) -> int:
+def chunk_rows(logits_CV: Tensor) -> int:
+    """Return how many rows like these make a chunk."""
     return max(1, CHUNK_BYTES // (4 * logits_CV.shape[1]))
 
 
@@ -171,7 +186,8 @@ def _add(total: Tensor, part: Tensor) -> None:
         total_rows += rows.to(total.dtype)
 
 
-def _logits(head: Head, hidden_CD: Tensor) -> Tensor:
+def logits_of(head: Head, hidden_CD: Tensor) -> Tensor:
+    """Return float32 logits [C, V]."""
     if isinstance(head, PackedWeight):
         return packed_linear.linear(hidden_CD, head, out_dtype=torch.float32)
     return linear(hidden_CD, head).float() if isinstance(head, Tensor) else head(hidden_CD)

@@ -32,6 +32,8 @@ class Renderer:
     False writes one after the other as they are.
     """
 
+    hint = '{"prompt": "...", "completion": "..."}'
+
     def __init__(self, tokenizer: chat.Tokenizer, template: chat.ChatTemplate | None, *, is_chat: bool,
                  max_tokens: int, vocab_size: int) -> None:
         self.tokenizer, self.template = tokenizer, template

@@ -6,33 +6,44 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from openhearth.errors import UsageError
 from openhearth.runs import hash_file
 from openhearth.tune.data.reading import Row, read_rows
-from openhearth.tune.data.records import Refusal, Sample
-from openhearth.tune.data.rendering import Renderer
+from openhearth.tune.data.records import Preference, Refusal, Sample
+from openhearth.tune.data.spool import Spool
 
 _SHOWN = 5
+
+
+class RowRenderer(Protocol):
+    """Makes of a row what is trained on (`rendering.py`, `preferences.py`). hint: a row that can be read."""
+
+    hint: str
+
+    def render(self, row: Row) -> Sample | Preference | Refusal:
+        """Return what is trained on, or why there is nothing."""
+        ...
 
 
 @dataclass(frozen=True)
 class SampleSet:
     """Samples in the order of the files. files: path -> sha256."""
 
-    samples: tuple[Sample, ...]
+    samples: Spool
     refusals: tuple[Refusal, ...]
     files: dict[str, str]
 
     @property
     def num_tokens(self) -> int:
         """Tokens of all samples."""
-        return sum(len(sample.token_ids) for sample in self.samples)
+        return sum(self.samples.lengths)
 
     @property
     def num_trained(self) -> int:
         """Tokens of all samples that the loss is on."""
-        return sum(sample.num_trained for sample in self.samples)
+        return self.samples.num_trained
 
     def describe_refusals(self) -> str:
         """Return what was left out, the first ones by name; "" when nothing was."""
@@ -46,17 +57,17 @@ class SampleSet:
         return "\n".join([f"{len(self.refusals)} of {num_rows} rows are left out", *lines])
 
 
-def load_samples(paths: Sequence[Path], renderer: Renderer) -> SampleSet:
+def load_samples(paths: Sequence[Path], renderer: RowRenderer) -> SampleSet:
     """Read and render every row. Raises: UsageError when none is left, and as `read_rows`."""
-    samples: list[Sample] = []
+    samples = Spool()
     refusals: list[Refusal] = []
     for path in paths:
         for row in read_rows(path):
             made = renderer.render(row) if isinstance(row, Row) else row
-            (samples if isinstance(made, Sample) else refusals).append(made)
-    found = SampleSet(tuple(samples), tuple(refusals), {str(path): hash_file(path) for path in paths})
+            refusals.append(made) if isinstance(made, Refusal) else samples.add(made)
+    found = SampleSet(samples, tuple(refusals), {str(path): hash_file(path) for path in paths})
     if not samples:
         raise UsageError(f"no row of {', '.join(map(str, paths))} can be trained on",
                          why=found.describe_refusals() or "the data is empty",
-                         hint='one object per line: {"prompt": "...", "completion": "..."}')
+                         hint=f"one object per line: {renderer.hint}")
     return found

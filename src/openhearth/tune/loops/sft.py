@@ -17,6 +17,8 @@ from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.packs import pack_samples, split_batch, trained_logprobs
 from openhearth.tune.training import StepWork
 
+_AT_ONCE = 256
+
 
 class SftLoop:
     """Supervised fine-tuning over a fixed set of samples.
@@ -64,7 +66,7 @@ class SftLoop:
         lengths = [len(sample.token_ids) for sample in batch]
         return StepWork(loss, sum(lengths), num_trained,
                         step_flops(self.model.spec, lengths, is_full=self.adapter_slot is None),
-                        tuple(f"{sample.file}:{sample.line}" for sample in batch))
+                        tuple(f"{sample.file}:{sample.line}" for sample in batch), batch)
 
 
 def mean_loss(model: nn.Module, samples: Sequence[Sample], pack_tokens: int,
@@ -72,8 +74,9 @@ def mean_loss(model: nn.Module, samples: Sequence[Sample], pack_tokens: int,
     """Return the mean negative log-probability of all trained tokens of samples."""
     total, count = 0.0, 0
     with torch.no_grad():
-        for part in split_batch(samples, pack_tokens):
-            logprobs_N = trained_logprobs(model, pack_samples(part), adapter_slot)
-            total -= float(logprobs_N.double().sum())
-            count += len(logprobs_N)
+        for start in range(0, len(samples), _AT_ONCE):
+            for part in split_batch(samples[start:start + _AT_ONCE], pack_tokens):
+                logprobs_N = trained_logprobs(model, pack_samples(part), adapter_slot)
+                total -= float(logprobs_N.double().sum())
+                count += len(logprobs_N)
     return total / count

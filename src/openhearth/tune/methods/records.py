@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import nn
 
 from openhearth import chat, formats, hub
+from openhearth.config import Config
 from openhearth.runs import RunFolder
 from openhearth.spec import ModelSpec
 from openhearth.tune.derive import Plan
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model on disk whose headers were read.
+    """A model on disk whose headers were read. config: where it was looked for.
 
     Example: ``open_model("smollm2", config).spec.vocab_size``.
     """
@@ -32,6 +33,7 @@ class Opened:
     spec: ModelSpec
     tokenizer: chat.Tokenizer
     template: chat.ChatTemplate | None
+    config: Config
 
 
 @dataclass(frozen=True)
