@@ -14,8 +14,7 @@ from support.in_process import run_main
 from support.tiny import build_llama
 
 from openhearth.models import AdapterWeights
-from openhearth.models.adapter_files import write_adapter
-from openhearth.runs import hash_file
+from openhearth.models.adapter_files import read_adapter, write_adapter
 
 SETTINGS = ("--dtype", "float32", "--threads", "1")
 
@@ -92,7 +91,7 @@ def test_an_adapter_is_evaluated_against_its_base(run, tmp_path, tiny_folder):
     assert done.code == 0, done.err
     assert "trained on other weights (0000" in done.err
     record, plain = json.loads(done.out), json.loads(run(*args, "--out", tmp_path / "plain").out)
-    assert record["settings"]["adapter"] == hash_file(folder / "adapter_model.safetensors")
+    assert record["settings"]["adapter"] == read_adapter(folder).sha256
     assert record["model"].endswith(str(folder)) and plain["settings"]["adapter"] is None
     assert record["samples_sha256"] != plain["samples_sha256"] == record["against"]["samples_sha256"]
     build_llama(tmp_path / "narrow", hidden_size=32)

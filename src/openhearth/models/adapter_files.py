@@ -10,6 +10,7 @@ Does not: read biases, adapted embeddings or ranks that differ between layers; t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -34,7 +35,7 @@ _BASE_KEY = "openhearth.base_weights_sha256"
 class StoredAdapter:
     """An adapter as read. base_weights_sha256: of the weights it was trained on, "" when not recorded.
 
-    sha256: of the file of its own weights.
+    sha256: of both files, by their hashes.
 
     Example: ``read_adapter(Path("runs/polite/output")).weights.scale == 2.0``.
     """
@@ -97,7 +98,12 @@ def read_adapter(folder: Path) -> StoredAdapter:
                   if "magnitude_vector" in pair}
     return StoredAdapter(AdapterWeights(pairs, scale, magnitudes),
                          str(config.get("base_model_name_or_path") or ""), metadata.get(_BASE_KEY, ""),
-                         hash_file(folder / WEIGHTS))
+                         _hash(folder))
+
+
+def _hash(folder: Path) -> str:
+    hashes = "\n".join(hash_file(folder / name) for name in (CONFIG, WEIGHTS))
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def _check_config(config: dict[str, Any], folder: Path) -> None:

@@ -40,6 +40,7 @@ class Spool(Sequence):
         content = b"".join(parts)
         try:
             self._file.write(content)
+            self._file.flush()
         except OSError as error:
             raise NotEnoughDisk(f"samples of {self._ends[-1]} bytes and more do not fit into "
                                 f"`{tempfile.gettempdir()}`", why=error.strerror or "",
@@ -59,7 +60,6 @@ class Spool(Sequence):
         if isinstance(place, slice):
             return [self[one] for one in range(*place.indices(len(self)))]
         place = range(len(self))[place]
-        self._file.flush()
         start, end = self._ends[place], self._ends[place + 1]
         content = os.pread(self._file.fileno(), end - start, start)
         found: dict[int, Sample] = {}

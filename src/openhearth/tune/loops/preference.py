@@ -182,8 +182,10 @@ class PreferenceLoop:
             logprobs_N = trained_logprobs(self.model, pack, self.adapter_slot)
             sums_S = sequence_sums(logprobs_N, samples)
             is_chosen_S = torch.tensor([sample is row.chosen for row in rows for sample in row.sequences])
-            references_S = torch.tensor([data.references.get(sample_key(sample), 0.0) for sample in samples],
-                                        dtype=torch.float64)
+            references_S = torch.zeros(len(samples), dtype=torch.float64)
+            if self.method.has_reference:
+                references_S += torch.tensor([data.references[sample_key(sample)] for sample in samples],
+                                             dtype=torch.float64)
             lengths_S = torch.tensor([float(sample.num_trained) for sample in samples], dtype=torch.float64)
             chosen, rejected = (Answers(sums_S[kind_S], references_S[kind_S], lengths_S[kind_S])
                                 for kind_S in (is_chosen_S, ~is_chosen_S))
