@@ -85,7 +85,7 @@ def test_logits_of_the_reference_kernels_equal_those_of_transformers(texts, smol
 
 
 def test_logits_are_within_1e_4_of_float64(ours, theirs, texts):
-    """Both round; ours must stay below 1e-4 on each text, where theirs does not, and closer over all of them."""
+    """Both round; ours must stay below 1e-4 on each text, where theirs does not, and be closer over all."""
     from transformers import LlamaForCausalLM
 
     exact = LlamaForCausalLM(theirs.config).double().eval()
