@@ -31,7 +31,8 @@ def performance_pages(record: dict[str, Any]) -> dict[str, str]:
             images.append(f"![{title}, tokens per second](performance-{kind}.svg)")
     sections = [
         PERFORMANCE_HEAD, _speed_table(by_work), *images, COLD_HEAD, _cold_table(record["cold_start"]),
-        FLAGS_HEAD, _flags_table(record["rows"]), "## The machine", _machine_text(record), PERFORMANCE_AGAIN]
+        FLAGS_HEAD + _by_hand_text(record["settings"]), _flags_table(record["rows"]), "## The machine",
+        _machine_text(record), PERFORMANCE_AGAIN]
     pages["performance.md"] = "\n\n".join(sections) + "\n"
     return pages
 
@@ -84,6 +85,11 @@ def _cold_table(rows: list[dict[str, Any]]) -> str:
 def _flags_table(rows: list[dict[str, Any]]) -> str:
     return _table(["row", "program", "version", "settings"],
                   [[row["work"], row["peer"], row["peer_version"], row["peer_flags"]] for row in rows])
+
+
+def _by_hand_text(settings: dict[str, Any]) -> str:
+    """Return the exceptions to the search, which whoever measured notes in the record."""
+    return "".join(f"\n\nNot searched, but set by hand: {what}." for what in settings.get("set_by_hand", []))
 
 
 def _machine_text(record: dict[str, Any]) -> str:

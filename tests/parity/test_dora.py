@@ -8,6 +8,7 @@ from support.tuning import settings_of, train_alone, write_jsonl
 from openhearth.engine import Engine, EngineSettings, Request, Sampling
 from openhearth.errors import BadFile
 from openhearth.formats import open_checkpoint
+from openhearth.kernels import select
 from openhearth.models import AdapterWeights, attach, load_model
 from openhearth.models.adapter_files import read_adapter, write_adapter
 from openhearth.runs import RunFolder
@@ -123,7 +124,10 @@ def test_a_fresh_adapter_changes_nothing_and_what_is_served_is_what_is_trained(f
     alone = torch.cat([trained_logprobs(model, pack_samples([one]), slot) for one in samples()])
     with torch.inference_mode():
         served = trained_logprobs(model, pack_samples(samples()), slot)
-    assert packed.requires_grad and torch.equal(packed, alone) and torch.equal(packed, served)
+    tolerance = 0.0 if select.chosen().is_native else 1e-4 if dtype == torch.float32 else 0.03
+    assert packed.requires_grad
+    torch.testing.assert_close(packed, alone, rtol=0, atol=tolerance)
+    torch.testing.assert_close(packed, served, rtol=0, atol=tolerance)
 
 
 def test_requests_with_and_without_it_share_a_batch(folder):
