@@ -14,7 +14,7 @@
 namespace hearth {
 namespace {
 
-using Kernel = void (*)(const AttentionCall&, const QueryBlock&, float*);
+using Kernel = void (*)(const AttentionCall&, const QueryBlock*, std::int64_t, float*);
 
 constexpr std::int64_t kSplitRows = 64;  // most rows whose keys are split into spans
 
@@ -73,14 +73,6 @@ private:
     std::int64_t count_ = 0;
 };
 
-// A sequence's share of the chunks: blocks of rows x kv heads x spans.
-struct Part {
-    std::int64_t end;                       // of its chunks
-    std::int64_t num_rows, num_blocks;
-    std::int64_t first_span, num_spans;     // 1: keys are not split
-    std::int64_t first_group;               // of its blocks whose keys are split, one per kv head
-};
-
 std::int64_t rows_of(const AttentionCall& call, std::int64_t sequence) {
     return (call.query_starts[sequence + 1] - call.query_starts[sequence]) * (call.num_heads / call.num_kv_heads);
 }
@@ -94,76 +86,100 @@ std::int64_t rows_per_chunk(const AttentionCall& call, std::int64_t max_rows) {
     return max_rows;
 }
 
+// The blocks of a call, and what those share whose keys are split into spans.
+struct Plan {
+    std::vector<QueryBlock> blocks;
+    std::vector<std::int64_t> num_spans;  // of each group
+    std::vector<std::int64_t> ends;       // of chunks: blocks [ends[c - 1], ends[c])
+    std::int64_t num_partials = 0;        // tiles
+};
+
+Plan plan(const AttentionCall& call, std::int64_t height, bool is_amx) {
+    Plan plan;
+    std::int64_t few_keys = 0;
+    // Keys of all heads lie side by side: read together where sequences are enough work for every thread.
+    const std::int64_t together =
+        is_amx && call.num_sequences >= 4 * num_threads() ? std::min(call.num_kv_heads, kMaxHeads) : 1;
+    // The last rows of a sequence see most keys: whoever begins with them ends in time.
+    for (std::int64_t s = call.num_sequences - 1; s >= 0; --s) {
+        const std::int64_t num_rows = rows_of(call, s);
+        for (std::int64_t row = (num_rows - 1) / height * height; row >= 0; row -= height) {
+            QueryBlock block{s, 0, row, std::min(height, num_rows - row), 0, nullptr, -1, 1};
+            const KeyRange range = keys_of(call, block);
+            std::int64_t num_spans = 1;
+            if (is_amx && num_rows <= std::min(height, kSplitRows)) {
+                block.span = range.first / kSpan;
+                num_spans = divide_up(range.end, kSpan) - block.span;
+            }
+            if (num_spans == 1 && block.num_rows <= kFewRows) block.num_heads = together;
+            for (; block.kv_head < call.num_kv_heads; block.kv_head += block.num_heads) {
+                block.num_heads = std::min(block.num_heads, call.num_kv_heads - block.kv_head);
+                if (num_spans == 1) {
+                    plan.blocks.push_back(block);
+                    if (block.num_rows <= kFewRows) few_keys += (range.end - range.first) * block.num_heads;
+                    continue;
+                }
+                block.group = std::int64_t(plan.num_spans.size());
+                for (std::int64_t i = 0; i < num_spans; ++i, ++block.span) plan.blocks.push_back(block);
+                block.span -= num_spans;
+                plan.num_spans.push_back(num_spans);
+                plan.num_partials += num_spans * attention_tiles_amx(num_rows);
+            }
+        }
+    }
+    // A few rows over few keys are less work than a chunk is worth.
+    const std::int64_t least_keys = few_keys / (8 * num_threads());
+    std::int64_t keys = 0;
+    for (std::size_t i = 0; i < plan.blocks.size(); ++i) {
+        const QueryBlock& block = plan.blocks[i];
+        const bool is_small = block.num_rows <= kFewRows && block.group < 0;
+        if (is_small && keys != 0) plan.ends.pop_back();
+        plan.ends.push_back(std::int64_t(i) + 1);
+        if (is_small) {
+            const KeyRange range = keys_of(call, block);
+            keys += (range.end - range.first) * block.num_heads;
+        }
+        if (!is_small || keys >= least_keys) keys = 0;
+    }
+    return plan;
+}
+
 }  // namespace
 
 void attention(Isa isa, const AttentionCall& call) {
     const Choice choice = choice_of(isa, call);
     const bool is_amx = uses_amx(isa, call);
-    const std::int64_t height = rows_per_chunk(call, choice.max_rows);
-    std::int64_t num_chunks = 0, num_groups = 0, partial_size = 0;
-    std::vector<Part> parts(std::size_t(call.num_sequences));
-    for (std::int64_t s = 0; s < call.num_sequences; ++s) {
-        Part part{0, rows_of(call, s), 0, 0, 1, num_groups};
-        part.num_blocks = divide_up(part.num_rows, height);
-        if (is_amx && part.num_blocks == 1 && part.num_rows <= kSplitRows) {
-            const KeyRange range = keys_of(call, QueryBlock{s, 0, 0, part.num_rows, 0, nullptr});
-            part.first_span = range.first / kSpan;
-            part.num_spans = divide_up(range.end, kSpan) - part.first_span;
-            if (part.num_spans > 1) {
-                num_groups += call.num_kv_heads;
-                partial_size += call.num_kv_heads * part.num_spans * attention_tiles_amx(part.num_rows);
-            }
-        }
-        num_chunks += part.num_blocks * call.num_kv_heads * part.num_spans;
-        part.end = num_chunks;
-        parts[std::size_t(s)] = part;
-    }
-    static thread_local Room partial_room;
-    float* partials = nullptr;
+    Plan work = plan(call, rows_per_chunk(call, choice.max_rows), is_amx);
     std::unique_ptr<std::atomic<std::int64_t>[]> num_left;  // spans to come, of each group
-    std::vector<float*> partial_of;
 #if defined(HEARTH_HAS_AMX)
-    if (num_groups != 0) {
+    if (!work.num_spans.empty()) {
+        static thread_local Room partial_room;
         const std::int64_t one = attention_partial_amx(call.head_dim);
-        partials = partial_room.take(partial_size * one);
-        num_left.reset(new std::atomic<std::int64_t>[std::size_t(num_groups)]);
-        for (const Part& part : parts) {
-            if (part.num_spans == 1) continue;
-            for (std::int64_t head = 0; head < call.num_kv_heads; ++head) {
-                num_left[std::size_t(part.first_group + head)] = part.num_spans;
-                partial_of.push_back(partials);
-                partials += one * part.num_spans * attention_tiles_amx(part.num_rows);
-            }
+        float* partials = partial_room.take(work.num_partials * one);
+        num_left.reset(new std::atomic<std::int64_t>[work.num_spans.size()]);
+        for (std::size_t i = 0; i < work.num_spans.size(); ++i) num_left[i] = work.num_spans[i];
+        for (QueryBlock& block : work.blocks) {
+            if (block.group < 0) continue;
+            block.partial = partials;
+            partials += one * attention_tiles_amx(block.num_rows);
         }
     }
 #endif
-    for_each_chunk(num_chunks, [&](std::int64_t reversed) {
-        // The last rows of a sequence see most keys: whoever begins with them ends in time.
-        const std::int64_t chunk = num_chunks - 1 - reversed;
-        const auto found = std::upper_bound(parts.begin(), parts.end(), chunk,
-                                            [](std::int64_t at, const Part& part) { return at < part.end; });
-        const Part& part = *found;
-        const std::int64_t s = found - parts.begin();
-        const std::int64_t inside = chunk - (part.end - part.num_blocks * call.num_kv_heads * part.num_spans);
-        const std::int64_t span = inside % part.num_spans, head = inside / part.num_spans % call.num_kv_heads;
-        const std::int64_t row = inside / part.num_spans / call.num_kv_heads * height;
-        QueryBlock block{s, head, row, std::min(height, part.num_rows - row), part.first_span + span, nullptr};
+    for_each_chunk(std::int64_t(work.ends.size()), [&](std::int64_t chunk) {
+        const std::int64_t first = chunk == 0 ? 0 : work.ends[std::size_t(chunk - 1)];
+        const std::int64_t count = work.ends[std::size_t(chunk)] - first;
+        QueryBlock* const blocks = work.blocks.data() + first;
         static thread_local Room room;
-        float* const scratch = room.take(choice.scratch_size);
+        choice.kernel(call, blocks, count, room.take(choice.scratch_size));
 #if defined(HEARTH_HAS_AMX)
-        if (part.num_spans > 1) {
-            const std::size_t group = std::size_t(part.first_group + head);
-            const std::int64_t one = attention_partial_amx(call.head_dim) * attention_tiles_amx(part.num_rows);
-            block.partial = partial_of[group] + span * one;
-            attention_amx(call, block, scratch);
-            if (--num_left[group] == 0) {
-                block.partial = partial_of[group];
-                attention_finish_amx(call, block, part.num_spans);
-            }
-            return;
-        }
+        const std::int64_t group = blocks[0].group;
+        if (group < 0 || --num_left[std::size_t(group)] != 0) return;
+        const KeyRange range = keys_of(call, blocks[0]);
+        QueryBlock whole = blocks[0];
+        whole.partial -= (whole.span - range.first / kSpan) * attention_partial_amx(call.head_dim) *
+                         attention_tiles_amx(whole.num_rows);
+        attention_finish_amx(call, whole, work.num_spans[std::size_t(group)]);
 #endif
-        choice.kernel(call, block, scratch);
     });
 }
 

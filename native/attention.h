@@ -44,12 +44,16 @@ struct AttentionCall {
     const float* sinks = nullptr;        // per head, one more score without a value; or null
 };
 
-// Rows [row, row + num_rows) of the queries x (heads per kv head) of one sequence, for one kv head.
-// partial: null, or where the sums over the keys of one span are left (AMX).
+// Rows [row, row + num_rows) of the queries x (heads per kv head) of one sequence, for one kv head or, where rows
+// are few (AMX), for num_heads of them from kv_head on.
+// partial: null, or where the sums over the keys of one span are left (AMX); group: then which blocks belong
+// together.
 struct QueryBlock {
     std::int64_t sequence, kv_head, row, num_rows;
     std::int64_t span;
     float* partial;
+    std::int64_t group;
+    std::int64_t num_heads;
 };
 
 // The keys [first, end) that a block's rows see together.
@@ -72,19 +76,23 @@ static inline std::int64_t attention_scratch(std::int64_t head_dim, std::int64_t
     return 2 * head_dim * max_rows + 2 * kKeyBlock * head_dim + kKeyBlock * max_rows;
 }
 
-void attention_avx2(const AttentionCall& call, const QueryBlock& block, float* scratch);
-void attention_avx512(const AttentionCall& call, const QueryBlock& block, float* scratch);
+// Compute blocks one after the other.
+void attention_avx2(const AttentionCall& call, const QueryBlock* blocks, std::int64_t num_blocks, float* scratch);
+void attention_avx512(const AttentionCall& call, const QueryBlock* blocks, std::int64_t num_blocks, float* scratch);
 
 // AMX: rows in tiles of 16, keys in spans, whose sums are computed apart and added up in ascending order.
 constexpr std::int64_t kTileRows = 16;
 constexpr std::int64_t kSpan = 512;      // keys
 constexpr std::int64_t kMaxAmxRows = 256;
+constexpr std::int64_t kFewRows = 4;     // at most, for a kernel of their own
+constexpr std::int64_t kMaxHeads = kMaxAmxRows / kTileRows;  // of a block of few rows
 static inline std::int64_t attention_tiles_amx(std::int64_t num_rows) {  // one or an even number of them
     return num_rows <= kTileRows ? 1 : (num_rows + 2 * kTileRows - 1) / (2 * kTileRows) * 2;
 }
 std::int64_t attention_scratch_amx(std::int64_t head_dim);
 std::int64_t attention_partial_amx(std::int64_t head_dim);  // float32 numbers of one tile's sums over a span
-void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch);
+// Every block has at most kFewRows rows, or every block more.
+void attention_amx(const AttentionCall& call, const QueryBlock* blocks, std::int64_t num_blocks, float* scratch);
 // Adds up the sums of num_spans spans of a block, tile after tile in each, and writes the output.
 void attention_finish_amx(const AttentionCall& call, const QueryBlock& block, std::int64_t num_spans);
 

@@ -356,34 +356,19 @@ std::int64_t attention_scratch_amx(std::int64_t head_dim) {
            4 * kKeyBlock * kWidth + 4 * kNumSteps * 256 + 2 * kMaxAmxRows;
 }
 
-void attention_amx(const AttentionCall& call, const QueryBlock& block, float* scratch) {
-    const bool is_few = block.num_rows <= kFewRows;
+void attention_amx(const AttentionCall& call, const QueryBlock* blocks, std::int64_t num_blocks, float* scratch) {
+    const bool is_few = blocks[0].num_rows <= kFewRows;
     const FlushDenormals flush;
     const TileScope tiles(is_few ? few_tiles() : whole_tiles());
-    const std::int64_t padded = pad(call.head_dim), num_tiles = attention_tiles_amx(block.num_rows);
-    Work work{call, block, padded, padded / 32, num_tiles, nullptr, nullptr, nullptr, nullptr, nullptr, {}, {}, nullptr,
-              nullptr, call.soft_cap != 0 ? 1.0f : call.scale * kLog2E};
-    float* at = scratch;
-    const auto take = [&at](std::int64_t floats) {
-        float* const here = at;
-        at += floats;
-        return here;
-    };
-    work.q = reinterpret_cast<char*>(take(num_tiles * padded * 8));
-    work.keys = reinterpret_cast<char*>(take(kKeyBlock * padded / 2));
-    work.values = reinterpret_cast<char*>(take(kKeyBlock * padded / 2));
-    work.weights = reinterpret_cast<char*>(take(4 * kNumSteps * 256));
-    work.scores = take(4 * kKeyBlock * kWidth);
-    work.first = reinterpret_cast<std::int32_t*>(take(num_tiles * kTileRows));
-    work.end = reinterpret_cast<std::int32_t*>(take(num_tiles * kTileRows));
-    work.sum = state_of(call.head_dim, take(num_tiles * attention_partial_amx(call.head_dim)));
-    const auto span = block.partial != nullptr ? block.partial : take(num_tiles * attention_partial_amx(call.head_dim));
-    work.span = state_of(call.head_dim, span);
     const std::int64_t part_size = part_bytes(call.head_dim, call.cache);
+    Work work(call, scratch);
     if (is_few) {
-        take_few_rows(work);
-        call.cache == Cache::int8 ? attend_few<std::int8_t>(work, part_size) : attend_few<std::uint16_t>(work, part_size);
-    } else {
+        call.cache == Cache::int8 ? attend_few_blocks<std::int8_t>(work, blocks, num_blocks, part_size)
+                                  : attend_few_blocks<std::uint16_t>(work, blocks, num_blocks, part_size);
+        return;
+    }
+    for (std::int64_t b = 0; b < num_blocks; ++b) {
+        work.take(blocks[b]);
         take_rows(work);
         call.cache == Cache::int8 ? attend<std::int8_t>(work, part_size) : attend<std::uint16_t>(work, part_size);
     }

@@ -4,8 +4,8 @@ namespace hearth {
 
 std::int64_t attention_rows_avx512() { return kMaxRows; }
 
-void attention_avx512(const AttentionCall& call, const QueryBlock& block, float* scratch) {
-    attend_block(call, block, scratch);
+void attention_avx512(const AttentionCall& call, const QueryBlock* blocks, std::int64_t num_blocks, float* scratch) {
+    for (std::int64_t b = 0; b < num_blocks; ++b) attend_block(call, blocks[b], scratch);
 }
 
 }  // namespace hearth

@@ -12,8 +12,7 @@
 namespace hearth {
 namespace {
 
-constexpr int kFewRows = 4;
-constexpr int kFewFloats = kFewRows * 16;   // of one tile of 16 numbers
+constexpr int kFewFloats = int(kFewRows) * 16;   // of one tile of 16 numbers
 
 // Tiles 0, 1: scores of 16 keys. 2, 3: keys or values. 4: a step of Q^T. 5: weights. 6, 7: sums of 16 numbers.
 inline TileConfig few_tiles() {
@@ -87,12 +86,12 @@ struct Fetch {
     std::int64_t part = 0, line = 0;
 
     Fetch(const Work& work, const Parts& parts, std::int64_t part_size, std::int64_t num_times)
-        : k(static_cast<const char*>(work.call.k)), v(static_cast<const char*>(work.call.v)), parts(parts),
-          part_lines((part_size + 63) / 64), quota((parts.count * part_lines + num_times - 1) / num_times) {}
+        : k(work.k), v(work.v), parts(parts), part_lines((part_size + 63) / 64),
+          quota((parts.count * part_lines + num_times - 1) / num_times) {}
     void some() {
         for (std::int64_t i = 0; i < quota && part < parts.count; ++i) {
-            _mm_prefetch(k + parts.offset[part] + line * 64, _MM_HINT_T0);
-            _mm_prefetch(v + parts.offset[part] + line * 64, _MM_HINT_T0);
+            _mm_prefetch(k + parts.offset[part] + line * 64, _MM_HINT_T1);
+            _mm_prefetch(v + parts.offset[part] + line * 64, _MM_HINT_T1);
             if (++line == part_lines) {
                 line = 0;
                 ++part;
@@ -103,9 +102,9 @@ struct Fetch {
 
 // Values as tiles of 32 keys, two side by side, x 16 numbers. Returns whether some are not finite, at an edge.
 template <typename C, bool is_edge>
-bool pair_values(const Work& work, const Parts& parts, Fetch fetch) {
+bool pair_values(const Work& work, const Parts& parts, Fetch& fetch) {
     const std::int64_t head_dim = work.call.head_dim;
-    const char* const v = static_cast<const char*>(work.call.v);
+    const char* const v = work.v;
     const __m512i exponent = _mm512_set1_epi16(0x7f80);
     __mmask32 strange = 0;
     for (std::int64_t e = 0; e < work.padded; e += 32) {
@@ -120,7 +119,7 @@ bool pair_values(const Work& work, const Parts& parts, Fetch fetch) {
             }
             _mm512_store_si512(to + j * 32, _mm512_unpacklo_epi16(x[0], x[1]));
             _mm512_store_si512(to + kNumSteps * 1024 + j * 32, _mm512_unpackhi_epi16(x[0], x[1]));
-            fetch.some();
+            if (j % 8 == 0) fetch.some();
         }
     }
     return strange != 0;
@@ -129,16 +128,17 @@ bool pair_values(const Work& work, const Parts& parts, Fetch fetch) {
 // A block of keys for the few rows.
 struct FewPassage {
     const Work& work;
-    const FewSums& sums;
+    const FewSums sums;
     const Parts& parts;
     std::int64_t start;
     bool is_edge, has_strange;
+    Fetch& fetch;
 
     // Scores of all keys, four numbers a key. is_direct: whole 16 keys may be read where they lie.
     void score(bool is_direct) const {
         const std::int64_t own = work.padded * 2, row_bytes = work.call.head_dim * 2 * work.call.num_kv_heads;
         const auto at = [&](int key) {
-            return is_direct && key + 16 <= parts.count ? static_cast<const char*>(work.call.k) + parts.offset[key]
+            return is_direct && key + 16 <= parts.count ? work.k + parts.offset[key]
                                                         : work.keys + key * own;
         };
         const auto stride = [&](int key) { return is_direct && key + 16 <= parts.count ? row_bytes : own; };
@@ -152,8 +152,10 @@ struct FewPassage {
                 _tile_loadd(4, work.q + step * 256, 16);
                 _tile_loadd(2, first + step * 64, first_stride);
                 _tile_dpbf16ps(0, 2, 4);
+                fetch.some();
                 _tile_loadd(3, second + step * 64, second_stride);
                 _tile_dpbf16ps(1, 3, 4);
+                fetch.some();
             }
             _tile_stored(0, work.scores + key * kFewRows, 16);
             _tile_stored(1, work.scores + (key + 16) * kFewRows, 16);
@@ -244,8 +246,10 @@ struct FewPassage {
             _tile_loadd(5, work.weights + step * kFewRows * 64, 64);
             _tile_loadd(2, values + step * 1024, 64);
             _tile_dpbf16ps(6, 5, 2);
+            fetch.some();
             _tile_loadd(3, values + (kNumSteps + step) * 1024, 64);
             _tile_dpbf16ps(7, 5, 3);
+            fetch.some();
         }
         _tile_stored(6, out, 64);
         _tile_stored(7, out + kFewFloats, 64);
@@ -325,41 +329,86 @@ void write_few(const AttentionCall& call, const QueryBlock& block, const FewSums
     }
 }
 
-template <typename C>
-__attribute__((noinline)) void attend_few(Work& work, std::int64_t part_size) {
-    const AttentionCall& call = work.call;
-    const QueryBlock& block = work.block;
+// The keys [begin, last) of one block of rows; spans begin at span.
+struct FewKeys {
+    std::int64_t span, begin, last;
+};
+FewKeys few_keys(const AttentionCall& call, const QueryBlock& block) {
     const KeyRange range = keys_of(call, block);
+    const std::int64_t first_block = range.first / kKeyBlock * kKeyBlock;
+    if (block.partial == nullptr) return {range.first / kSpan * kSpan, first_block, range.end};
+    const std::int64_t span = block.span * kSpan, span_end = span + kSpan;
+    return {span, first_block > span ? first_block : span, span_end < range.end ? span_end : range.end};
+}
+
+// next: keys to begin with, and at the end those that block `after` begins with, if there is one.
+template <typename C>
+__attribute__((noinline)) void attend_few(Work& work, const QueryBlock* after, std::int64_t part_size, Parts& next) {
+    const AttentionCall& call = work.call;
+    const QueryBlock block = work.block;
     const bool is_partial = block.partial != nullptr;
     const bool is_direct = sizeof(C) == 2 && call.head_dim % 32 == 0 &&
                            (call.page_table == nullptr || call.page_size % 16 == 0);
     const FewSums sum{(is_partial ? work.span : work.sum).out, work.sum.num_out}, one{work.span.out, work.sum.num_out};
+    const std::int64_t sums_size = work.sum.size(), q_bytes = work.dim_steps * 256;
+    char* const all_q = work.q;
+    for (std::int64_t head = 0; head < block.num_heads; ++head) {
+        work.q = all_q + head * q_bytes;
+        work.block.kv_head = block.kv_head + head;
+        take_few_rows(work);
+    }
+    work.block = block;
     const std::int64_t least_end = work.end[0], greatest_first = work.first[kFewRows - 1];
-    const std::int64_t first_span = is_partial ? block.span * kSpan : range.first / kSpan * kSpan;
-    const std::int64_t last = is_partial && first_span + kSpan < range.end ? first_span + kSpan : range.end;
-    const std::int64_t first_block = range.first / kKeyBlock * kKeyBlock;
-    const std::int64_t begin = first_block > first_span ? first_block : first_span;
-    Parts next;  // those of the block to come
-    find_parts(call, block, begin, range.end, part_size, next);
-    fetch_parts(work, next, part_size);
-    for (std::int64_t span = first_span; span < last; span += kSpan) {
-        const FewSums& here = span == first_span ? sum : one;
-        here.clear();
-        const std::int64_t span_end = span + kSpan < last ? span + kSpan : last;
-        for (std::int64_t start = begin > span ? begin : span; start < span_end; start += kKeyBlock) {
+    const FewKeys keys = few_keys(call, block);
+    for (std::int64_t span = keys.span; span < keys.last; span += kSpan) {
+        const FewSums& here = span == keys.span ? sum : one;
+        for (std::int64_t head = 0; head < block.num_heads; ++head) here.at(head * sums_size).clear();
+        const std::int64_t span_end = span + kSpan < keys.last ? span + kSpan : keys.last;
+        for (std::int64_t start = keys.begin > span ? keys.begin : span; start < span_end; start += kKeyBlock) {
             const Parts parts = next;
             next.count = 0;
-            if (start + kKeyBlock < last) find_parts(call, block, start + kKeyBlock, range.end, part_size, next);
-            const Fetch fetch(work, next, part_size, parts.padded_count * work.dim_steps / 2);
-            if (!is_direct || parts.count % 16 != 0) take_keys<C>(work, parts, is_direct ? parts.count / 16 * 16 : 0);
+            if (start + kKeyBlock < keys.last) {
+                find_parts(call, block, start + kKeyBlock, keys.last, part_size, next);
+            } else if (after != nullptr) {
+                const FewKeys others = few_keys(call, *after);
+                find_parts(call, *after, others.begin, others.last, part_size, next);
+            }
+            Fetch fetch(work, next, part_size * block.num_heads, (parts.padded_count / 8 + parts.padded_count / 32 * 4) * work.dim_steps * block.num_heads);
             const bool is_edge = start + parts.padded_count > least_end || start < greatest_first;
-            const bool has_strange =
-                is_edge ? pair_values<C, true>(work, parts, fetch) : pair_values<C, false>(work, parts, fetch);
-            FewPassage{work, here, parts, start, is_edge, has_strange}.run(is_direct);
+            const char *const all_k = work.k, *const all_v = work.v;
+            for (std::int64_t head = 0; head < block.num_heads; ++head) {
+                work.q = all_q + head * q_bytes;
+                work.k = all_k + head * part_size;
+                work.v = all_v + head * part_size;
+                if (!is_direct || parts.count % 16 != 0) take_keys<C>(work, parts, is_direct ? parts.count / 16 * 16 : 0);
+                const bool has_strange =
+                    is_edge ? pair_values<C, true>(work, parts, fetch) : pair_values<C, false>(work, parts, fetch);
+                FewPassage{work, here.at(head * sums_size), parts, start, is_edge, has_strange, fetch}.run(is_direct);
+            }
+            work.k = all_k;
+            work.v = all_v;
         }
-        if (span != first_span) add_few(sum, one);
+        if (span == keys.span) continue;
+        for (std::int64_t head = 0; head < block.num_heads; ++head) add_few(sum.at(head * sums_size), one.at(head * sums_size));
     }
-    if (!is_partial) write_few(call, block, sum);
+    work.q = all_q;
+    if (is_partial) return;
+    for (std::int64_t head = 0; head < block.num_heads; ++head) {
+        work.block.kv_head = block.kv_head + head;
+        write_few(call, work.block, sum.at(head * sums_size));
+    }
+}
+
+template <typename C>
+void attend_few_blocks(Work& work, const QueryBlock* blocks, std::int64_t num_blocks, std::int64_t part_size) {
+    Parts next;
+    const FewKeys keys = few_keys(work.call, blocks[0]);
+    find_parts(work.call, blocks[0], keys.begin, keys.last, part_size, next);
+    fetch_parts(work, next, part_size * blocks[0].num_heads);
+    for (std::int64_t b = 0; b < num_blocks; ++b) {
+        work.take(blocks[b]);
+        attend_few<C>(work, b + 1 < num_blocks ? blocks + b + 1 : nullptr, part_size, next);
+    }
 }
 
 }  // namespace

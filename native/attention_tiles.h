@@ -70,20 +70,48 @@ struct State {
     }
 };
 
-// One block of query rows and its working memory.
+inline std::int64_t pad(std::int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
+inline State state_of(std::int64_t head_dim, float* at) { return {at, pad(head_dim) / 16}; }
+
+// One block of query rows after the other, and their working memory.
 struct Work {
     const AttentionCall& call;
-    const QueryBlock& block;
+    QueryBlock block;
     std::int64_t padded, dim_steps, num_tiles;
+    const char *k, *v;            // those of the first or only kv head
     char *q, *keys, *values, *weights;
-    float* scores;
+    float *scores, *own_span;
     State span, sum;
     std::int32_t *first, *end;    // keys that each row sees
     float log2_scale;
-};
 
-std::int64_t pad(std::int64_t head_dim) { return (head_dim + 31) / 32 * 32; }
-State state_of(std::int64_t head_dim, float* at) { return {at, pad(head_dim) / 16}; }
+    Work(const AttentionCall& the_call, float* scratch)
+        : call(the_call), padded(pad(call.head_dim)), dim_steps(padded / 32),
+          k(static_cast<const char*>(call.k)), v(static_cast<const char*>(call.v)),
+          log2_scale(call.soft_cap != 0 ? 1.0f : call.scale * kLog2E) {
+        constexpr std::int64_t num_tiles = kMaxAmxRows / kTileRows;
+        const auto room = [&scratch](std::int64_t floats) {
+            float* const here = scratch;
+            scratch += floats;
+            return here;
+        };
+        q = reinterpret_cast<char*>(room(num_tiles * padded * 8));
+        keys = reinterpret_cast<char*>(room(kKeyBlock * padded / 2));
+        values = reinterpret_cast<char*>(room(kKeyBlock * padded / 2));
+        weights = reinterpret_cast<char*>(room(4 * kNumSteps * 256));
+        scores = room(4 * kKeyBlock * kWidth);
+        first = reinterpret_cast<std::int32_t*>(room(num_tiles * kTileRows));
+        end = reinterpret_cast<std::int32_t*>(room(num_tiles * kTileRows));
+        sum = state_of(call.head_dim, room(num_tiles * attention_partial_amx(call.head_dim)));
+        own_span = room(num_tiles * attention_partial_amx(call.head_dim));
+    }
+
+    void take(const QueryBlock& next) {
+        block = next;
+        num_tiles = attention_tiles_amx(block.num_rows);
+        span = state_of(call.head_dim, block.partial != nullptr ? block.partial : own_span);
+    }
+};
 
 // Where row `inside` of the block lies, one beyond the block being its last; notes the keys that it sees.
 inline const std::uint16_t* find_row(Work& work, std::int64_t inside) {
@@ -160,8 +188,8 @@ void find_parts(const AttentionCall& call, const QueryBlock& block, std::int64_t
 inline void fetch_parts(const Work& work, const Parts& parts, std::int64_t size) {
     for (int j = 0; j < parts.count; ++j) {
         for (std::int64_t byte = 0; byte < size; byte += 64) {
-            _mm_prefetch(static_cast<const char*>(work.call.k) + parts.offset[j] + byte, _MM_HINT_T0);
-            _mm_prefetch(static_cast<const char*>(work.call.v) + parts.offset[j] + byte, _MM_HINT_T0);
+            _mm_prefetch(work.k + parts.offset[j] + byte, _MM_HINT_T0);
+            _mm_prefetch(work.v + parts.offset[j] + byte, _MM_HINT_T0);
         }
     }
 }
@@ -170,7 +198,7 @@ inline void fetch_parts(const Work& work, const Parts& parts, std::int64_t size)
 template <typename C>
 void take_keys(const Work& work, const Parts& parts, int first) {
     const std::int64_t head_dim = work.call.head_dim;
-    const char* const k = static_cast<const char*>(work.call.k);
+    const char* const k = work.k;
     for (std::int64_t e = 0; e < work.padded; e += 32) {
         const __mmask32 here = mask32(head_dim - e);
         char* to = work.keys + (first * work.padded + e) * 2;
@@ -186,7 +214,7 @@ void take_keys(const Work& work, const Parts& parts, int first) {
 template <typename C, bool is_edge>
 bool take_values(const Work& work, const Parts& parts) {
     const std::int64_t head_dim = work.call.head_dim;
-    const char* const v = static_cast<const char*>(work.call.v);
+    const char* const v = work.v;
     const __m512i exponent = _mm512_set1_epi16(0x7f80);
     __mmask32 strange = 0;
     for (int step = 0; step * kStepKeys < parts.padded_count; ++step) {

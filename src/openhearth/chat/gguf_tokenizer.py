@@ -54,7 +54,8 @@ class GGUFVocabulary:
         types = self.array("token_type", int) or [TokenType.NORMAL] * len(self.tokens)
         if len(types) != len(self.tokens):
             raise _bad(f"{len(types)} token types for {len(self.tokens)} tokens")
-        self.types = [_token_type(value) for value in types]
+        kinds = {value: _token_type(value) for value in set(types)}
+        self.types = [kinds[value] for value in types]
         self.ids = {token: token_id for token_id, token in enumerate(self.tokens)}
         if len(self.ids) != len(self.tokens):
             twice = next(token for token_id, token in enumerate(self.tokens) if self.ids[token] != token_id)
@@ -84,7 +85,7 @@ class GGUFVocabulary:
     def array(self, key: str, kind: type, *, required: bool = False) -> list[Any]:
         """Return `tokenizer.ggml.<key>` as a list; empty when it is not there."""
         values = self.value(key, list, required=required) or []
-        if not all(type(value) is kind for value in values) or (required and not values):
+        if not set(map(type, values)) <= {kind} or (required and not values):
             raise _bad(f"`tokenizer.ggml.{key}` is not an array of {kind.__name__}")
         return values
 

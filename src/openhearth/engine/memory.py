@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 
 import torch
@@ -112,4 +113,6 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     except OSError as error:
         raise NotEnoughMemory(f"the cache needs {format_bytes(2 * num_bytes)} of memory", why=str(error),
                               hint="a shorter context: --context 2048") from error
+    with contextlib.suppress(AttributeError, OSError):  # a system without huge pages: slower, not different
+        pages.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -75,6 +75,23 @@ def test_token_by_token_over_pages_of_any_size_gives_the_bits_of_the_whole(shape
     assert torch.equal(found_TD, whole_TD)
 
 
+@every_isa
+@pytest.mark.parametrize("cache_dtype", [torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize("shape", [(9, 3, 64), (20, 20, 8), (8, 2, 32), (6, 3, 24)], ids=str)
+def test_many_sequences_that_decode_together_give_the_bits_of_each_alone(shape, cache_dtype, isa):
+    num_sequences = 24
+    inputs = {s: draw(20 + 67 * s % 700, shape, torch.bfloat16, seed=s) for s in range(num_sequences)}
+    told = {s: len(inputs[s][0]) - 3 for s in inputs}
+    together, alone = (Pages(shape, cache_dtype, 0, page_size=16, num_pages=700) for _ in range(2))
+    for s in inputs:
+        together.step({s: told[s]}, inputs, shape, isa)
+        alone.step({s: told[s]}, inputs, shape, isa)
+    for _ in range(3):
+        found = together.step(dict.fromkeys(inputs, 1), inputs, shape, isa)
+        for s in inputs:
+            assert torch.equal(found[s], alone.step({s: 1}, inputs, shape, isa)[s])
+
+
 def test_all_paths_follow_the_same_order():
     shape = (6, 2, 64)
     inputs = draw(140, shape, torch.float32)
