@@ -1,6 +1,7 @@
 """Pages from results: `python bench/report.py` writes them, `--check` tells whether they are up to date.
 
-`results/cpu.json` gives docs/performance.md and its charts, `results/perplexity.json` docs/results.md.
+`results/cpu.json` gives docs/performance.md and its charts, `cpu-avx512.json` and `cpu-avx2.json` a
+section of it, `results/perplexity.json` docs/results.md.
 Where a results file is missing, its pages are left alone.
 """
 
@@ -19,10 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 CHARTS = {"decode": "One stream", "prefill": "Reading a prompt", "batch": "Many streams"}
 
 
-def performance_pages(record: dict[str, Any]) -> dict[str, str]:
-    """Return file name -> text of docs/performance.md and its charts."""
-    works = list(dict.fromkeys(row["work"] for row in record["rows"]))
-    by_work = {work: [row for row in record["rows"] if row["work"] == work] for work in works}
+def performance_pages(record: dict[str, Any], held_back: list[dict[str, Any]]) -> dict[str, str]:
+    """Return file name -> text of docs/performance.md and its charts.
+
+    held_back: records in which nobody used all instructions.
+    """
+    by_work = _by_work(record)
     pages, images = {}, []
     for kind, title in CHARTS.items():
         groups = {work: _rates(rows) for work, rows in by_work.items() if work.startswith(f"{kind}_")}
@@ -31,6 +34,7 @@ def performance_pages(record: dict[str, Any]) -> dict[str, str]:
             images.append(f"![{title}, tokens per second](performance-{kind}.svg)")
     sections = [
         PERFORMANCE_HEAD, _speed_table(by_work), *images, COLD_HEAD, _cold_table(record["cold_start"]),
+        *_held_back_texts(held_back),
         FLAGS_HEAD + _by_hand_text(record["settings"]), _flags_table(record["rows"]), "## The machine",
         _machine_text(record), PERFORMANCE_AGAIN]
     pages["performance.md"] = "\n\n".join(sections) + "\n"
@@ -57,6 +61,25 @@ def results_pages(record: dict[str, Any]) -> dict[str, str]:
     return {"results.md": f"{about}\n{table}\n\n{RESULTS_TAIL}"}
 
 
+def _by_work(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    by_work: dict[str, list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        by_work.setdefault(row["work"], []).append(row)
+    return by_work
+
+
+def _held_back_texts(records: list[dict[str, Any]]) -> list[str]:
+    texts = [HELD_BACK_HEAD] if records else []
+    for record in records:
+        isa, limits = record["settings"]["isa"], record["machine"]
+        texts += [f"### {isa}", _speed_table(_by_work(record)),
+                  f"Commit {record['commit']}, {record['settings']['rounds']} rounds, "
+                  f"{limits['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, "
+                  f"{limits['bf16_matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of bfloat16 products; llama.cpp: "
+                  f"{record['rows'][0]['peer_flags'].partition('threads, ')[2]}."]
+    return texts
+
+
 def _rates(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Tokens per second per program; ours is the median over its pairs with every peer."""
     ours = statistics.median(row["tokens_per_s"] for row in rows)
@@ -65,7 +88,7 @@ def _rates(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def _speed_table(by_work: dict[str, list[dict[str, Any]]]) -> str:
     seen = {row["peer"] for rows in by_work.values() for row in rows}
-    peers = [name for name in COLOURS if name in seen]
+    peers = sorted(seen, key=[*COLOURS, *sorted(seen)].index)
     lines = []
     for work, rows in by_work.items():
         cells = {row["peer"]: f"{row['peer_tokens_per_s']:,.0f}, **{row['ratio']:.2f}x** "
@@ -136,6 +159,11 @@ COLD_HEAD = """\
 
 From the start of the process to the first token after a prompt of 32, files in the page cache; peak
 resident memory after 64 more tokens (a file mapped into memory counts)."""
+HELD_BACK_HEAD = """\
+## With fewer instructions
+
+The same rows where nobody may use more than AVX-512 (with its bfloat16 and 8-bit products) or AVX2:
+`HEARTH_ISA`, and llama.cpp built for it."""
 FLAGS_HEAD = """\
 ## Settings that were best
 
@@ -150,6 +178,7 @@ hearth pull smollm2
 python bench/peers/install.py --home FOLDER   # each program into its own environment; builds llama.cpp
 python bench/peers/convert.py --home FOLDER   # one model, every program's format
 python bench/peers/run.py --home FOLDER --explore --out bench/results/cpu.json
+python bench/peers/run.py --home FOLDER --explore --isa avx2 --no-cold --out bench/results/cpu-avx2.json
 python bench/report.py
 ```
 
@@ -190,10 +219,13 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     pages: dict[str, str] = {}
-    for name, make in (("cpu.json", performance_pages), ("perplexity.json", results_pages)):
-        path = options.results / name
-        if path.exists():
-            pages |= make(json.loads(path.read_text(encoding="utf-8")))
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8"))
+             for path in options.results.glob("*.json")}
+    if "cpu" in found:
+        held_back = [found[name] for name in ("cpu-avx512", "cpu-avx2") if name in found]
+        pages |= performance_pages(found["cpu"], held_back)
+    if "perplexity" in found:
+        pages |= results_pages(found["perplexity"])
     stale = [name for name, text in pages.items() if not (options.docs / name).exists()
              or (options.docs / name).read_text(encoding="utf-8") != text]
     for name in stale:

@@ -30,7 +30,8 @@ class Peer:
     """One environment. package: whose version names the peer; wanted: what pip installs.
 
     unwanted: packages that others ask for and that are removed again. Those built beside a torch for GPUs
-    do not load beside a torch for CPUs, and nothing here shows pictures or plays sound.
+    do not load beside a torch for CPUs, and nothing here shows pictures or plays sound. isa: what a build
+    goes no further than, None for all that the machine has.
     Example: ``Peer("transformers", "transformers", ("torch==2.13.0", "transformers==5.23.0"))``.
     """
 
@@ -39,12 +40,23 @@ class Peer:
     wanted: tuple[str, ...]
     unwanted: tuple[str, ...] = ()
     is_built: bool = False
+    isa: str | None = None
 
+
+_LLAMA = ("--no-binary=llama-cpp-python", "--no-cache-dir", "llama-cpp-python==0.3.36", "gguf==0.19.0")
+ISA_FLAGS = {
+    "avx2": ("-DGGML_NATIVE=OFF", "-DGGML_AVX=ON", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON",
+             "-DGGML_BMI2=ON"),
+    "avx512": ("-DGGML_NATIVE=OFF", "-DGGML_AVX=ON", "-DGGML_AVX2=ON", "-DGGML_FMA=ON", "-DGGML_F16C=ON",
+               "-DGGML_BMI2=ON", "-DGGML_AVX512=ON", "-DGGML_AVX512_VNNI=ON", "-DGGML_AVX512_BF16=ON",
+               "-DGGML_AVX512_VBMI=ON"),
+}
 
 # torch stands in the same command as what needs it: alone, a later command would replace it.
 PEERS = {peer.name: peer for peer in (
-    Peer("llama.cpp", "llama-cpp-python",
-         ("--no-binary=llama-cpp-python", "llama-cpp-python==0.3.36", "gguf==0.19.0"), is_built=True),
+    Peer("llama.cpp", "llama-cpp-python", _LLAMA, is_built=True),
+    Peer("llama.cpp-avx2", "llama-cpp-python", _LLAMA, is_built=True, isa="avx2"),
+    Peer("llama.cpp-avx512", "llama-cpp-python", _LLAMA, is_built=True, isa="avx512"),
     Peer("transformers", "transformers",
          ("torch==2.13.0", "transformers==5.23.0", "accelerate==1.15.0", "gguf==0.19.0",
           "sentencepiece==0.2.3")),
@@ -91,9 +103,9 @@ def has_amx() -> bool:
     return path.exists() and " amx_tile" in path.read_text(encoding="ascii", errors="replace")
 
 
-def llama_build() -> tuple[dict[str, str], list[str]]:
-    """Return the environment of llama.cpp's build and its flags as they are recorded."""
-    flags, clang = list(LLAMA_FLAGS), find_clang()
+def llama_build(isa: str | None) -> tuple[dict[str, str], list[str]]:
+    """Return the environment of llama.cpp's build and its flags as they are recorded. isa: see `Peer`."""
+    flags, clang = [*LLAMA_FLAGS, *ISA_FLAGS.get(isa, ())], find_clang()
     environment = dict(os.environ, FORCE_CMAKE="1")
     if clang:
         environment |= {"CC": clang[0], "CXX": clang[1]}
@@ -101,9 +113,8 @@ def llama_build() -> tuple[dict[str, str], list[str]]:
         compiler = f"{clang[0]} {re.search(r'[0-9.]+', version).group()}"
     else:
         compiler = "the default compiler"
-        if has_amx():
-            flags += ["-DGGML_NATIVE=OFF", "-DGGML_AVX512=ON", "-DGGML_AVX512_VNNI=ON",
-                      "-DGGML_AVX512_BF16=ON", "-DGGML_AVX512_VBMI=ON"]
+        if isa is None and has_amx():
+            flags += ISA_FLAGS["avx512"]
             compiler += ", AMX off (no clang)"
     environment["CMAKE_ARGS"] = " ".join(flags)
     return environment, [*flags, compiler]
@@ -115,7 +126,7 @@ def install(peer: Peer, home: Path) -> dict:
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = str(python_of(home, peer.name))
-    environment, flags = llama_build() if peer.is_built else (dict(os.environ), [])
+    environment, flags = llama_build(peer.isa) if peer.is_built else (dict(os.environ), [])
     with open(folder / "install.log", "w", encoding="utf-8") as log:
         done = subprocess.run([python, "-m", "pip", "install", "--progress-bar=off", *peer.wanted],
                               env=environment, stdout=log, stderr=subprocess.STDOUT)

