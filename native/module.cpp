@@ -174,5 +174,6 @@ NB_MODULE(_native, module) {
     module.def("draw_tokens", &call_draw_tokens);
     module.def("token_logprobs", &call_token_logprobs);
     module.def("token_logprobs_grad", &call_token_logprobs_grad);
+    bind_gradients(module);
     bind_program(module);
 }

@@ -46,6 +46,9 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+// Adds backward passes (gradients.h), and what a pair of low rank adds.
+void bind_gradients(nb::module_& module);
+
 // Adds the class Program (program.h).
 void bind_program(nb::module_& module);
 

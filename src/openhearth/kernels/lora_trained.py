@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from openhearth.kernels import select
 from openhearth.kernels.linear.native import PackedWeight, linear
 
 
@@ -41,10 +42,12 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx, x_TI, a_RI, b_OR, base, pair, out_dtype):
         hidden_TR = linear(x_TI, pair.packed_a)
         out_TO = linear(x_TI, base, out_dtype=out_dtype)
-        added_TO = linear(hidden_TR, pair.packed_b, out_dtype=torch.float32).mul_(pair.scale).add_(out_TO)
+        delta_TO = linear(hidden_TR, pair.packed_b, out_dtype=torch.float32)
+        select.native().add_scaled(select.isa_number(None), out_TO.data_ptr(), delta_TO.data_ptr(),
+                                   *out_TO.shape, pair.scale, out_TO.dtype == torch.bfloat16)
         ctx.save_for_backward(x_TI, hidden_TR, a_RI, b_OR)
         ctx.base, ctx.scale = base, pair.scale
-        return added_TO if out_TO.dtype == torch.float32 else out_TO.copy_(added_TO)
+        return out_TO
 
     @staticmethod
     @torch.autograd.function.once_differentiable

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from openhearth.errors import Unsupported
 from openhearth.kernels import recompute, select
-from openhearth.kernels.attention import blocks, reference
+from openhearth.kernels.attention import reference
 from openhearth.kernels.attention.cache import part_size
 from openhearth.kernels.attention.inputs import PLAIN, AttnInput, AttnOptions
 from openhearth.kernels.rope.reference import Rotation
@@ -85,9 +85,41 @@ def attend(plan: NativePlan, layer: int, q_TD: Tensor, k_TC: Tensor, v_TC: Tenso
         if plan.attn.kv_dtype == torch.int8:
             raise Unsupported("int8 keys and values have no gradient", why="rounding to bytes has none",
                               hint="train with a bfloat16 or float32 cache type")
+        if dataclasses.replace(options, scale=None, head_dim=None) == PLAIN and plan.attn.kv_dtype is None:
+            return _Attend.apply(q_TD, k_TC, v_TC, plan, rotation, options, isa)
     return recompute.call(functools.partial(_attend, plan, layer, rotation, options, isa),
                           functools.partial(_attend_by_reference, plan.attn, rotation, options),
                           q_TD, k_TC, v_TC, *sinks)
+
+
+class _Attend(torch.autograd.Function):
+    """Attention without options but the scale, within a pack: forward and backward native."""
+
+    @staticmethod
+    def forward(ctx, q_TD, k_TC, v_TC, plan, rotation, options, isa):
+        ctx.save_for_backward(q_TD, k_TC, v_TC)
+        ctx.plan, ctx.rotation, ctx.options, ctx.isa = plan, rotation, options, isa
+        return _attend(plan, 0, rotation, options, isa, q_TD, k_TC, v_TC)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_TD):
+        plan, dtype = ctx.plan, grad_TD.dtype
+        num_rows, rotary_dim = plan.attn.query_starts[-1], ctx.rotation.cos_T1E.shape[2]
+        rows = [as_rows(one, dtype, num_rows, one.shape[1]) for one in (*ctx.saved_tensors, grad_TD)]
+        q_TD, k_TC, v_TC, grad_TD = rows
+        grads = [torch.empty(one.shape, dtype=dtype) for one in (q_TD, k_TC, v_TC)]
+        head_dim = ctx.options.head_dim or rotary_dim
+        parents_S = None
+        if plan.attn.parents is not None:
+            parents_S = torch.tensor([-1 if one is None else one for one in plan.attn.parents])
+        select.native().attend_grad(
+            select.isa_number(ctx.isa), *(one.data_ptr() for one in rows), *(one.stride(0) for one in rows),
+            *(one.data_ptr() for one in grads), *_rotation_addresses(ctx.rotation, num_rows, plan), rotary_dim,
+            plan.query_starts.data_ptr(), 0 if parents_S is None else parents_S.data_ptr(),
+            len(plan.attn.context_lens), q_TD.shape[1] // head_dim, k_TC.shape[1] // head_dim, head_dim,
+            ctx.options.scale or head_dim ** -0.5, dtype == torch.bfloat16)
+        return *grads, None, None, None, None
 
 
 def _attend(plan: NativePlan, layer: int, rotation: Rotation, options: AttnOptions, isa: str | None,
@@ -146,9 +178,6 @@ def _rotation_addresses(rotation: Rotation, num_rows: int, plan: NativePlan) -> 
 
 def _attend_by_reference(attn: AttnInput, rotation: Rotation, options: AttnOptions, q_TD: Tensor,
                          k_TC: Tensor, v_TC: Tensor, sinks_H: Tensor | None = None) -> Tensor:
-    is_plain = dataclasses.replace(options, sinks_H=sinks_H, scale=None) == PLAIN
-    if blocks.covers(attn) and is_plain:
-        return blocks.attend_turned(attn, q_TD, k_TC, v_TC, rotation, options.scale)
     options = dataclasses.replace(options, sinks_H=sinks_H)
     plan = reference.plan_attention(attn, dtype=q_TD.dtype, device=q_TD.device)
     return reference.attend_turned(plan, 0, q_TD, k_TC, v_TC, rotation, options)

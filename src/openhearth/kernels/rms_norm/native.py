@@ -3,35 +3,69 @@
 A row has the same bits alone, in any pack, with any number of threads. With u = 2^-24, the float32
 result is within (D / 8 + 12) u of the exact one, relatively: the squares are summed in at least 32 chains
 (Higham, Accuracy and Stability of Numerical Algorithms, 3.1), the rest rounds six times. Then one
-rounding to the type of the weight.
+rounding to the type of the weight. Gradients are computed in float32 and rounded once.
 """
 
 # T rows, D numbers of a row
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from openhearth.errors import UsageError
-from openhearth.kernels import recompute, select
-from openhearth.kernels.rms_norm import reference
+from openhearth.kernels import select
 from openhearth.kernels.rows import as_rows, as_vector
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, *, isa: str | None = None) -> Tensor:
     """As the reference, on the CPU; weight and x of one type, or bfloat16 and float32. Raises: UsageError."""
-    return recompute.call(functools.partial(_norm, eps=eps, isa=isa),
-                          functools.partial(reference.rms_norm, eps=eps), x_TD, weight_D)
+    if torch.is_grad_enabled() and (x_TD.requires_grad or weight_D.requires_grad):
+        return _Norm.apply(x_TD, None, weight_D, eps, isa)[1]
+    return _norm(x_TD, weight_D, eps=eps, isa=isa)
 
 
 def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, *,
                  isa: str | None = None) -> tuple[Tensor, Tensor]:
     """As the reference, on the CPU; the types as for `rms_norm`, delta that of x. Raises: UsageError."""
-    return recompute.call(functools.partial(_add_norm, eps=eps, isa=isa),
-                          functools.partial(reference.add_rms_norm, eps=eps), x_TD, delta_TD, weight_D)
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (x_TD, delta_TD, weight_D)):
+        return _Norm.apply(x_TD, delta_TD, weight_D, eps, isa)
+    return _add_norm(x_TD, delta_TD, weight_D, eps=eps, isa=isa)
+
+
+class _Norm(torch.autograd.Function):
+    """The sum of x and delta, or x where there is none, and its norm."""
+
+    @staticmethod
+    def forward(ctx, x_TD, delta_TD, weight_D, eps, isa):
+        if delta_TD is None:
+            sum_TD, out_TD = x_TD.view_as(x_TD), _norm(x_TD, weight_D, eps=eps, isa=isa)
+        else:
+            sum_TD, out_TD = _add_norm(x_TD, delta_TD, weight_D, eps=eps, isa=isa)
+        ctx.save_for_backward(sum_TD, weight_D)
+        ctx.eps, ctx.isa, ctx.has_delta = eps, isa, delta_TD is not None
+        ctx.set_materialize_grads(False)
+        return sum_TD, out_TD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_sum_TD, grad_TD):
+        sum_TD, weight_D = ctx.saved_tensors
+        grad_h_TD, grad_weight_D = grad_sum_TD, None
+        if grad_TD is not None:
+            sum_TD, kept_D = sum_TD.contiguous(), _as_weight(weight_D, sum_TD)
+            grad_TD = grad_TD.contiguous()
+            grad_sum_TD = None if grad_sum_TD is None else grad_sum_TD.contiguous()
+            grad_h_TD = torch.empty_like(sum_TD)
+            if ctx.needs_input_grad[2]:
+                grad_weight_D = torch.empty(weight_D.shape, dtype=torch.float32)
+            select.native().rms_norm_grad(
+                select.isa_number(ctx.isa), sum_TD.data_ptr(), kept_D.data_ptr(), grad_TD.data_ptr(),
+                0 if grad_sum_TD is None else grad_sum_TD.data_ptr(), grad_h_TD.data_ptr(),
+                0 if grad_weight_D is None else grad_weight_D.data_ptr(), *sum_TD.shape, ctx.eps,
+                sum_TD.dtype == torch.bfloat16, weight_D.dtype == torch.bfloat16)
+            grad_weight_D = None if grad_weight_D is None else grad_weight_D.to(weight_D.dtype)
+        return grad_h_TD, grad_h_TD if ctx.has_delta else None, grad_weight_D, None, None
 
 
 def _norm(x_TD: Tensor, weight_D: Tensor, eps: float, isa: str | None) -> Tensor:
