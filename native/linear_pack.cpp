@@ -18,9 +18,15 @@ void pack_numbers(const T* row, std::int64_t first, std::int64_t end, T* cells) 
     for (std::int64_t k = first; k < end; ++k) cells[k / group * (kPanel * group) + k % group] = row[k];
 }
 
-template <typename T, int group>
+template <typename T>
 void unpack_numbers(const T* cells, std::int64_t num_inputs, T* row) {
-    for (std::int64_t k = 0; k < num_inputs; ++k) row[k] = cells[k / group * (kPanel * group) + k % group];
+    for (std::int64_t k = 0; k < num_inputs; ++k) row[k] = cells[k * kPanel];
+}
+
+// bf16 numbers, two inputs at a time.
+void unpack_pairs(const std::uint16_t* cells, std::int64_t num_inputs, std::uint16_t* row) {
+    for (std::int64_t pair = 0; pair < num_inputs / 2; ++pair) std::memcpy(row + 2 * pair, cells + pair * (2 * kPanel), 4);
+    if (num_inputs % 2 != 0) row[num_inputs - 1] = cells[num_inputs / 2 * (2 * kPanel)];
 }
 
 // Inputs [first, end) of a row into its column of a panel.
@@ -41,7 +47,7 @@ void pack_part(const char* row, std::int64_t first, std::int64_t end, std::int64
 void unpack_row(const char* panel, std::int64_t column, std::int64_t num_inputs, Format format, Number out_number,
                 char* out) {
     if (format == Format::f32) {
-        return unpack_numbers<std::uint32_t, 1>(reinterpret_cast<const std::uint32_t*>(panel) + column, num_inputs,
+        return unpack_numbers(reinterpret_cast<const std::uint32_t*>(panel) + column, num_inputs,
                                                 reinterpret_cast<std::uint32_t*>(out));
     }
     if (format == Format::bf16 && out_number == Number::f32) {
@@ -51,8 +57,8 @@ void unpack_row(const char* panel, std::int64_t column, std::int64_t num_inputs,
         return;
     }
     if (format == Format::bf16) {
-        return unpack_numbers<std::uint16_t, 2>(reinterpret_cast<const std::uint16_t*>(panel) + 2 * column, num_inputs,
-                                                reinterpret_cast<std::uint16_t*>(out));
+        return unpack_pairs(reinterpret_cast<const std::uint16_t*>(panel) + 2 * column, num_inputs,
+                            reinterpret_cast<std::uint16_t*>(out));
     }
     for (std::int64_t group = 0; group < num_inputs / kGroup; ++group) {
         float numbers[kGroup];

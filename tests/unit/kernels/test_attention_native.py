@@ -8,7 +8,7 @@ from support.attention import Pages, draw, rotation_of, run_whole
 from support.native import ISAS, every_dtype, every_isa
 
 from openhearth.errors import Unsupported, UsageError
-from openhearth.kernels.attention import blocks, native, reference
+from openhearth.kernels.attention import native, reference
 from openhearth.kernels.attention.inputs import AttnInput
 
 SHAPES = [(4, 4, 16), (6, 2, 64), (5, 1, 34), (40, 1, 8), (9, 3, 2)]  # heads, kv heads, head size
@@ -124,14 +124,15 @@ def test_scores_that_would_overflow_an_exponential_are_weighed(isa):
 
 
 @every_isa
-@pytest.mark.parametrize("lengths", [(70, 1, 20), (300, 1, 20), (5, 64, 0, 60, 3, 50, 4)], ids=str)
-def test_gradients_are_those_of_the_reference(isa, lengths):
-    """Short sequences go through padded blocks (`attention/blocks.py`), a pack with one of 300 does not."""
+@pytest.mark.parametrize(("lengths", "parents"), [
+    ((70, 1, 20), None), ((300, 1, 20), None), ((5, 64, 0, 60, 3, 50, 4), None),
+    ((40, 7, 70, 9, 0, 12), (None, 0, 0, None, 3, 3)), ((1, 130), (None, 0))], ids=str)
+def test_gradients_are_those_of_the_reference(isa, lengths, parents):
     shape, count = (6, 2, 16), sum(lengths)
     ours = [tensor.requires_grad_() for tensor in draw(count, shape, torch.float32)]
     theirs = [tensor.detach().clone().requires_grad_() for tensor in ours]
-    attn, rotation = AttnInput.without_cache(lengths), rotation_of(torch.arange(count), 16)
-    assert blocks.covers(attn) == (max(lengths) < 300)
+    attn = AttnInput.after_prompts(lengths, parents) if parents else AttnInput.without_cache(lengths)
+    rotation = rotation_of(torch.arange(count), 16)
     native.attend(native.plan_attention(attn), 0, *ours, rotation, isa=isa).square().sum().backward()
     plan = reference.plan_attention(attn, dtype=torch.float32, device=torch.device("cpu"))
     reference.attend_turned(plan, 0, *theirs, rotation).square().sum().backward()

@@ -1,9 +1,6 @@
-"""Attention of whole sequences in padded blocks, in torch: what gradients are computed through.
+"""Attention of packs that share prompts, in torch: sequences of similar length are padded to one block each.
 
-torch's attention has a backward pass that takes 4 ms for 70 bfloat16 tokens of 9 heads on one AMX core (torch
-2.13), goes through a pack one sequence at a time, and cannot share a prompt's keys. Here sequences of similar
-length are padded to one block each; short ones are plain products, softmax and mask in float32, long ones go
-through torch's attention one by one.
+torch's own attention goes through a pack one sequence at a time and cannot share a prompt's keys.
 
 Does not: read a cache, or take options but the scale; `reference.py` does both.
 """
@@ -19,14 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.rope.reference import Rotation, apply_rope
 
-MAX_LENGTH = 160
-"""Keys of a short sequence. Measured on one AMX core, 9 heads of 64, packs of 980 tokens: 37 ms instead of
-116 for sequences of 70 tokens, 79 instead of 104 for 140, 136 instead of 104 for 250."""
 _LEAST_SHARE = 0.75
 """Of a block's longest sequence that its shortest has."""
 
@@ -46,13 +39,6 @@ class _Block:
     sees_S1QL: Tensor
 
 
-def covers(attn: AttnInput) -> bool:
-    """Whether gradients go through here: the pack shares prompts, or is one of short whole sequences."""
-    longest = max(attn.context_lens, default=0)
-    is_short = attn.cache is None and attn.kv_dtype is None and 0 < longest <= MAX_LENGTH
-    return attn.parents is not None or is_short
-
-
 def attend_turned(attn: AttnInput, q_TD: Tensor, k_TC: Tensor, v_TC: Tensor, rotation: Rotation,
                   scale: float | None) -> Tensor:
     """As `reference.attend_turned` for such a pack, without options but the scale."""
@@ -64,8 +50,7 @@ def attend_turned(attn: AttnInput, q_TD: Tensor, k_TC: Tensor, v_TC: Tensor, rot
     blocks, order_T = _cut(attn.query_starts, attn.parents)
     parts = []
     for block in blocks:
-        attend = _attend_short if block.num_keys <= MAX_LENGTH else _attend_long
-        out_SHQE = attend(block, _lay_out(q_THE, block.rows_M, block.num_queries),
+        out_SHQE = _attend(block, _lay_out(q_THE, block.rows_M, block.num_queries),
                           *(_lay_out(one, block.rows_N, block.num_keys) for one in (k_TKE, v_TKE)),
                           scale or head_dim ** -0.5)
         out_MD = out_SHQE.transpose(1, 2).flatten(0, 1).flatten(1)
@@ -73,22 +58,13 @@ def attend_turned(attn: AttnInput, q_TD: Tensor, k_TC: Tensor, v_TC: Tensor, rot
     return torch.cat(parts).index_select(0, order_T.to(q_TD.device))
 
 
-def _attend_short(block: _Block, q_SHQE: Tensor, k_SKLE: Tensor, v_SKLE: Tensor, scale: float) -> Tensor:
+def _attend(block: _Block, q_SHQE: Tensor, k_SKLE: Tensor, v_SKLE: Tensor, scale: float) -> Tensor:
     q_SKRE = q_SHQE.float().unflatten(1, (k_SKLE.shape[1], -1)).flatten(2, 3)  # heads that share keys
     scores_SKRL = q_SKRE @ k_SKLE.float().transpose(2, 3) * scale
     is_hidden = ~block.sees_S1QL[:, :, None].to(scores_SKRL.device)
     scores_SKGQL = scores_SKRL.unflatten(2, (-1, block.num_queries)).masked_fill(is_hidden, float("-inf"))
     out_SKRE = scores_SKGQL.softmax(-1).flatten(2, 3) @ v_SKLE.float()
     return out_SKRE.unflatten(2, (-1, block.num_queries)).flatten(1, 2)
-
-
-def _attend_long(block: _Block, q_SHQE: Tensor, k_SKLE: Tensor, v_SKLE: Tensor, scale: float) -> Tensor:
-    group = q_SHQE.shape[1] // k_SKLE.shape[1]
-    k_SHLE, v_SHLE = (one.repeat_interleave(group, 1) for one in (k_SKLE, v_SKLE))
-    zeros_S1QL = torch.zeros(block.sees_S1QL.shape, dtype=q_SHQE.dtype)
-    mask_S1QL = zeros_S1QL.masked_fill_(~block.sees_S1QL, float("-inf")).to(q_SHQE.device)
-    return torch.cat([scaled_dot_product_attention(*one, scale=scale) for one in zip(
-        *(part.split(1) for part in (q_SHQE, k_SHLE, v_SHLE, mask_S1QL)), strict=True)])
 
 
 def _lay_out(rows_THE: Tensor, rows_N: Tensor, length: int) -> Tensor:

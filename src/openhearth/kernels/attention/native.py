@@ -7,7 +7,9 @@ counted from position 0. With u = 2^-24, L keys and finite scores, an output is 
 of a score enters the exponential as it is, the rest are two sums and their quotient (Higham, Accuracy and
 Stability of Numerical Algorithms, 3.1). That holds on AVX2, on AVX-512, and with float32 rows. With AMX and
 bfloat16 rows over a bfloat16 or int8 cache, weights are rounded to bfloat16 and their sum is that of the
-rounded ones: 2^-7 max|v| more. The int8 cache has the error stated in `cache`.
+rounded ones: 2^-7 max|v| more. The int8 cache has the error stated in `cache`. Gradients (native/gradients.h) are
+computed in float32 from the rounded inputs and rounded once; with options beside the scale they are those of the
+reference.
 
 Does not: run on other devices, or give gradients through a cache or through int8 keys.
 """
@@ -115,8 +117,8 @@ class _Attend(torch.autograd.Function):
             parents_S = torch.tensor([-1 if one is None else one for one in plan.attn.parents])
         select.native().attend_grad(
             select.isa_number(ctx.isa), *(one.data_ptr() for one in rows), *(one.stride(0) for one in rows),
-            *(one.data_ptr() for one in grads), *_rotation_addresses(ctx.rotation, num_rows, plan), rotary_dim,
-            plan.query_starts.data_ptr(), 0 if parents_S is None else parents_S.data_ptr(),
+            *(one.data_ptr() for one in grads), *_rotation_addresses(ctx.rotation, num_rows, plan),
+            rotary_dim, plan.query_starts.data_ptr(), 0 if parents_S is None else parents_S.data_ptr(),
             len(plan.attn.context_lens), q_TD.shape[1] // head_dim, k_TC.shape[1] // head_dim, head_dim,
             ctx.options.scale or head_dim ** -0.5, dtype == torch.bfloat16)
         return *grads, None, None, None, None
