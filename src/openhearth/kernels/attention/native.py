@@ -7,9 +7,9 @@ counted from position 0. With u = 2^-24, L keys and finite scores, an output is 
 of a score enters the exponential as it is, the rest are two sums and their quotient (Higham, Accuracy and
 Stability of Numerical Algorithms, 3.1). That holds on AVX2, on AVX-512, and with float32 rows. With AMX and
 bfloat16 rows over a bfloat16 or int8 cache, weights are rounded to bfloat16 and their sum is that of the
-rounded ones: 2^-7 max|v| more. The int8 cache has the error stated in `cache`. Gradients (native/gradients.h) are
-computed in float32 from the rounded inputs and rounded once; with options beside the scale they are those of the
-reference.
+rounded ones: 2^-7 max|v| more. The int8 cache has the error stated in `cache`. Gradients
+(native/gradients.h) are computed in float32 and rounded once; with options beside the scale they are those
+of the reference.
 
 Does not: run on other devices, or give gradients through a cache or through int8 keys.
 """
