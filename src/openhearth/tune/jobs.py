@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -132,7 +133,7 @@ def _environment(job: Job) -> dict[str, Any]:
 
 def _receipt(job: Job, run: RunFolder, versions: Mapping[str, str],
              result: Mapping[str, Any]) -> dict[str, Any]:
-    stored = job.opened.stored
+    stored, metrics = job.opened.stored, run.metrics()
     return {
         "receipt": 1, "method": job.work.name, "settings": asdict(job.plan.settings),
         "num_steps": job.plan.num_steps, "seed": job.plan.settings.seed,
@@ -141,7 +142,8 @@ def _receipt(job: Job, run: RunFolder, versions: Mapping[str, str],
         "code": dict(versions), "environment": _environment(job),
         "predicted": {"memory_bytes": job.plan.memory.total_bytes},
         "measured": {"peak_memory_bytes": hardware.peak_memory_bytes(),
-                     "seconds": sum(row["seconds"] for row in run.metrics())},
+                     "seconds": sum(row["seconds"] for row in metrics),
+                     "mfu": statistics.median(row["mfu"] for row in metrics)},
         **result, "outputs": hash_files(run.output)}
 
 
