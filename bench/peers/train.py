@@ -1,10 +1,10 @@
 """Training steps beside TRL and a plain loop: `python bench/peers/train.py --home FOLDER --out RESULTS.json`.
 
 Before it: `install.py trl` and `convert.py` with the same folder. Both sides have the same weights, the
-same tokens, bfloat16 and the same number of threads, in a process of its own each. The first step of each warms
-up; then they alternate, a step each, and a row's ratio is the median of the paired ratios. Peak memory is that
-of a worker's whole life, the processes it started included. A row is merged into RESULTS.json as soon as its
-work is done; `../report.py` makes the page.
+same tokens, bfloat16 and the same number of threads, in a process of its own each. The first step of each
+warms up; then they alternate, a step each, and a row's ratio is the median of the paired ratios. Peak memory
+is that of a worker's whole life, the processes it started included. A row is merged into RESULTS.json as soon
+as its work is done; `../report.py` makes the page.
 
 Does not: compare what is learned; the learning rate is next to nothing.
 """
@@ -124,6 +124,7 @@ def measure(work: Work, options: argparse.Namespace) -> dict[str, Any]:
     peer = choose_peer(home, work, common | {"rows": str(as_ids)})
     stepped = Stepped()
     try:
+        ours.worker = ours.start()
         pairs = alternate(ours, peer, work.name, lambda: stepped, num_rounds=options.rounds, on_round=say)
     finally:
         ours.close()
@@ -156,9 +157,10 @@ def row_record(work: Work, ours: Runner, peer: Runner, pairs: Pairs, stepped: St
         "flags": ours_flags, "peer_tokens_per_s": round(statistics.median(pairs.theirs), 2),
         "ratio": round(pairs.ratio, 4), "ratios": [round(ratio, 4) for ratio in pairs.ratios],
         "share_of_limit": round(mfu, 4), "mfu": round(mfu, 4), "peer_mfu": round(peer_mfu, 4),
-        "seconds": round(seconds, 3), "peer_seconds": round(peer_seconds, 3), "parts": parts,
-        "peer_parts": peer_parts, "peak_memory_bytes": int(memory),
-        "peer_peak_memory_bytes": int(peer_memory), "memory_ratio": round(memory / peer_memory, 4), "bf16_matmul_flops_per_s": round(rate),
+        "seconds": round(seconds, 3), "peer_seconds": round(peer_seconds, 3),
+        "parts": parts, "peer_parts": peer_parts, "peak_memory_bytes": int(memory),
+        "peer_peak_memory_bytes": int(peer_memory), "memory_ratio": round(memory / peer_memory, 4),
+        "bf16_matmul_flops_per_s": round(rate),
         "foreign_load": round(max(pairs.foreign), 4), "threads": options.threads, "commit": read_commit()}
 
 
