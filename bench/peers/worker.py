@@ -4,6 +4,7 @@ A worker loads its model once and then answers
 
     {"prompts": [[ids], ...], "new_tokens": N, "settings": {}}   with   {"first_s", "total_s", "tokens", ...}
     {"score": [ids]}                                             with   {"logprobs": [...]}, where it can
+    {"sample": [[ids], ...], "new_tokens": N}                    with   {"sampled", "trained"}, where it can
 
 settings are those that need no new load, for engines that have such. A worker that trains (`Steps`) does
 one step per line instead.
@@ -48,6 +49,10 @@ def serve(open_engine) -> None:
         work = json.loads(line)
         if "score" in work:
             _answer(answers, {"logprobs": engine.score(work["score"])})
+            continue
+        if "sample" in work:
+            sampled, trained = engine.sample(work["sample"], work["new_tokens"])
+            _answer(answers, {"sampled": sampled, "trained": trained})
             continue
         before, received = os.times(), time.perf_counter()
         started, first, last, tokens = engine.run(work["prompts"], work["new_tokens"],
