@@ -12,6 +12,7 @@ Before it: `install.py transformers` and `convert.py` with the same folder; `../
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import statistics
@@ -66,7 +67,7 @@ def compare(sampled: list[float], trained: list[float]) -> dict[str, Any]:
     ratios = [math.exp(difference) for difference in differences]
     far = [abs(ratio - 1) for ratio in ratios]
     counts = [sum(one == 0 for one in far)] + [sum(low < one <= high for one in far)
-                                               for low, high in zip(EDGES, EDGES[1:], strict=False)]
+                                               for low, high in itertools.pairwise(EDGES)]
     return {"num_tokens": len(ratios), "mean_difference": statistics.fmean(map(abs, differences)),
             "max_difference": max(map(abs, differences)), "least_ratio": min(ratios),
             "largest_ratio": max(ratios), "equal_share": sum(one == 0 for one in differences) / len(ratios),
