@@ -37,13 +37,13 @@ def training_memory(spec: ModelSpec, num_trainable: int, dtype: str, pack_tokens
 
     base_bytes: of frozen weights that are not held as plain numbers. weights: one copy, and a packed one
     where they learn. optimizer: master, gradient and two moments in float32. activations: per token and
-    layer, the inputs that the backward pass needs: two norms' and two sums' in float32, those of the linear
-    layers and of attention in dtype; with recomputation one residual stream and a single layer's.
+    layer, what the backward pass needs: the norms' two sums in float32, the inputs of the linear layers and of
+    attention in dtype; with recomputation one residual stream and a single layer's.
     """
     number = _NUMBER_BYTES[dtype]
     weights = base_bytes or spec.num_parameters * number * (2 if is_full else 1)
     heads, cache = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    residual = 4 * 4 * spec.hidden_size
+    residual = 2 * 4 * spec.hidden_size
     low = number * (2 * spec.hidden_size + 2 * heads + 2 * cache + 3 * spec.intermediate_size)
     adapted = 0 if is_full else 4 * (heads + 2 * cache + 2 * spec.hidden_size + 2 * spec.intermediate_size)
     layer = residual + low + adapted

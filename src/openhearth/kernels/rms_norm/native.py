@@ -10,28 +10,81 @@ rounding to the type of the weight.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from openhearth.errors import UsageError
-from openhearth.kernels import recompute, select
-from openhearth.kernels.rms_norm import reference
+from openhearth.kernels import select
 from openhearth.kernels.rows import as_rows, as_vector
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, *, isa: str | None = None) -> Tensor:
     """As the reference, on the CPU; weight and x of one type, or bfloat16 and float32. Raises: UsageError."""
-    return recompute.call(functools.partial(_norm, eps=eps, isa=isa),
-                          functools.partial(reference.rms_norm, eps=eps), x_TD, weight_D)
+    if torch.is_grad_enabled() and (x_TD.requires_grad or weight_D.requires_grad):
+        return _RmsNorm.apply(x_TD, weight_D, eps, isa)
+    return _norm(x_TD, weight_D, eps, isa)
 
 
 def add_rms_norm(x_TD: Tensor, delta_TD: Tensor, weight_D: Tensor, eps: float, *,
                  isa: str | None = None) -> tuple[Tensor, Tensor]:
     """As the reference, on the CPU; the types as for `rms_norm`, delta that of x. Raises: UsageError."""
-    return recompute.call(functools.partial(_add_norm, eps=eps, isa=isa),
-                          functools.partial(reference.add_rms_norm, eps=eps), x_TD, delta_TD, weight_D)
+    if torch.is_grad_enabled() and any(one.requires_grad for one in (x_TD, delta_TD, weight_D)):
+        return _AddRmsNorm.apply(x_TD, delta_TD, weight_D, eps, isa)
+    return _add_norm(x_TD, delta_TD, weight_D, eps, isa)
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TD, weight_D, eps, isa):
+        ctx.save_for_backward(x_TD, weight_D)
+        ctx.eps = eps
+        return _norm(x_TD, weight_D, eps, isa)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_TD):
+        x_TD, weight_D = ctx.saved_tensors
+        return *_gradients(x_TD, weight_D, grad_TD, None, ctx.eps, ctx.needs_input_grad[1]), None, None
+
+
+class _AddRmsNorm(torch.autograd.Function):
+    """Keeps the sum for the backward pass, which is the next norm's x, and neither x nor delta."""
+
+    @staticmethod
+    def forward(ctx, x_TD, delta_TD, weight_D, eps, isa):
+        sum_TD, out_TD = _add_norm(x_TD, delta_TD, weight_D, eps, isa)
+        ctx.save_for_backward(sum_TD, weight_D)
+        ctx.eps = eps
+        return sum_TD, out_TD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_sum_TD, grad_TD):
+        sum_TD, weight_D = ctx.saved_tensors
+        grad_x_TD, grad_weight_D = _gradients(sum_TD, weight_D, grad_TD, grad_sum_TD, ctx.eps,
+                                              ctx.needs_input_grad[2])
+        return grad_x_TD, grad_x_TD, grad_weight_D, None, None
+
+
+def _gradients(x_TD: Tensor, weight_D: Tensor, grad_TD: Tensor, added_TD: Tensor | None, eps: float,
+               needs_weight: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the gradients of x, with added to it, and of the weight.
+
+    With n = x r, r = 1 / sqrt(mean(x^2) + eps), and g = grad * weight: dx = r (g - n mean(g n)), and the
+    weight's is the sum of grad * n over the rows; in float32.
+    """
+    wide_TD, grad_TD = x_TD.float(), grad_TD.float()
+    width = x_TD.shape[1]
+    scale_T1 = (wide_TD.square().mean(1, keepdim=True) + eps).rsqrt_()
+    grad_weight_D = None
+    if needs_weight:
+        grad_weight_D = (grad_TD * wide_TD).mul_(scale_T1).sum(0).to(weight_D.dtype)
+    grad_x_TD = grad_TD * weight_D.float()
+    shared_T1 = torch.linalg.vecdot(grad_x_TD, wide_TD)[:, None] * scale_T1.pow(3).div_(width)
+    grad_x_TD.mul_(scale_T1).addcmul_(wide_TD, shared_T1, value=-1)
+    if added_TD is not None:
+        grad_x_TD.add_(added_TD)
+    return grad_x_TD.to(x_TD.dtype), grad_weight_D
 
 
 def _norm(x_TD: Tensor, weight_D: Tensor, eps: float, isa: str | None) -> Tensor:
