@@ -16,6 +16,7 @@ import torch
 from openhearth import chat, formats, hardware, hub
 from openhearth.config import Config
 from openhearth.errors import UsageError
+from openhearth.kernels import memory
 from openhearth.kernels.select import chosen, set_num_threads
 from openhearth.models import load_model
 from openhearth.runs import RunFolder, hash_files, render_page
@@ -75,6 +76,7 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
     """
     settings = job.plan.settings
     set_num_threads(settings.threads or hardware.usable_cores())
+    memory.keep_freed()
     if not run.exists:
         job.work.begin(run)
         run.write_config(_config_record(job))

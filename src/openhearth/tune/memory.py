@@ -37,8 +37,8 @@ def training_memory(spec: ModelSpec, num_trainable: int, dtype: str, pack_tokens
 
     base_bytes: of frozen weights that are not held as plain numbers. weights: one copy, and a packed one
     where they learn. optimizer: master, gradient and two moments in float32. activations: per token and
-    layer, what the backward pass needs: the norms' two sums in float32, the inputs of the linear layers and of
-    attention in dtype; with recomputation one residual stream and a single layer's.
+    layer, what the backward pass needs: the norms' two sums in float32, the inputs of the linear layers and
+    of attention in dtype; with recomputation one residual stream and a single layer's.
     """
     number = _NUMBER_BYTES[dtype]
     weights = base_bytes or spec.num_parameters * number * (2 if is_full else 1)
