@@ -182,7 +182,8 @@ def test_the_numbers_of_sampler_and_trainer_are_written_between_their_marks(tmp_
     for _ in range(2):
         assert report(*folders).returncode == 0
     text = page.read_text(encoding="utf-8")
-    assert text.count(" 1.00 to 1.50,") == 1 and "100 % have equal bits" in text.replace("\n", " ")
+    flat = text.replace("\n", " ")
+    assert flat.count("ratios from 1.00 to 1.50,") == 1 and "100 % have equal bits" in flat
     assert text.startswith("# Tuning a model") and "## Recipes" in text
     assert "up to 0.001" in (tmp_path / "docs" / "tune-ratios.svg").read_text(encoding="utf-8")
     assert report("--check", *folders).returncode == 0
