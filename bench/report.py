@@ -1,7 +1,8 @@
 """Pages from results: `python bench/report.py` writes them, `--check` tells whether they are up to date.
 
 `results/cpu.json` gives docs/performance.md and its charts, `cpu-avx512.json` and `cpu-avx2.json` a
-section of it, `results/perplexity.json` docs/results.md.
+section of it, `results/perplexity.json` docs/results.md, `results/on_policy.json` the plot and its numbers
+in docs/tune.md.
 Where a results file is missing, its pages are left alone.
 """
 
@@ -25,7 +26,8 @@ def performance_pages(record: dict[str, Any], held_back: list[dict[str, Any]]) -
 
     held_back: records in which nobody used all instructions.
     """
-    by_work = _by_work(record)
+    training = [row for row in record["rows"] if "memory_ratio" in row]
+    by_work = _by_work([row for row in record["rows"] if row not in training])
     pages, images = {}, []
     for kind, title in CHARTS.items():
         groups = {work: _rates(rows) for work, rows in by_work.items() if work.startswith(f"{kind}_")}
@@ -33,8 +35,9 @@ def performance_pages(record: dict[str, Any], held_back: list[dict[str, Any]]) -
             pages[f"performance-{kind}.svg"] = bar_chart(title, "tokens per second", groups)
             images.append(f"![{title}, tokens per second](performance-{kind}.svg)")
     sections = [
-        PERFORMANCE_HEAD, _speed_table(by_work), *images, COLD_HEAD, _cold_table(record["cold_start"]),
-        *_held_back_texts(held_back),
+        PERFORMANCE_HEAD, _speed_table(by_work), *images,
+        *([TRAINING_HEAD, _training_table(training), _parts_table(training)] if training else []),
+        COLD_HEAD, _cold_table(record["cold_start"]), *_held_back_texts(held_back),
         FLAGS_HEAD + _by_hand_text(record["settings"]), _flags_table(record["rows"]), "## The machine",
         _machine_text(record), PERFORMANCE_AGAIN]
     pages["performance.md"] = "\n\n".join(sections) + "\n"
@@ -61,9 +64,30 @@ def results_pages(record: dict[str, Any]) -> dict[str, str]:
     return {"results.md": f"{about}\n{table}\n\n{RESULTS_TAIL}"}
 
 
-def _by_work(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+def tune_page(record: dict[str, Any], text: str) -> dict[str, str]:
+    """Return the plot of docs/tune.md, and that page with its numbers between the two marks renewed."""
+    labels = ["equal bits", *(f"up to {edge:g}" for edge in record["edges"][1:]),
+              f"above {record['edges'][-1]:g}"]
+    groups = {label: {name: 100 * row["shares"][place] for name, row in record["rows"].items()}
+              for place, label in enumerate(labels)}
+    ours, theirs = record["rows"]["openhearth"], record["rows"]["transformers"]
+    settings, versions = record["settings"], record["versions"]
+    told = ON_POLICY.format(
+        tokens=f"{ours['num_tokens']:,}", completions=settings["completions"],
+        prompts=settings["num_prompts"], transformers=versions["transformers"], dtype=settings["dtype"],
+        mean=f"{theirs['mean_difference']:.3f}", most=f"{theirs['max_difference']:.2f}",
+        least=f"{theirs['least_ratio']:.2f}", largest=f"{theirs['largest_ratio']:.2f}",
+        equal=f"{100 * theirs['equal_share']:.1f}", our_most=f"{ours['max_difference']:g}",
+        our_equal=f"{100 * ours['equal_share']:g}")
+    before, _, rest = text.partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    return {"tune-ratios.svg": bar_chart("How far importance ratios are from 1", "% of tokens", groups),
+            "tune.md": f"{before}{MARKS[0]}\n{told}\n{MARKS[1]}{after}"}
+
+
+def _by_work(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     by_work: dict[str, list[dict[str, Any]]] = {}
-    for row in record["rows"]:
+    for row in rows:
         by_work.setdefault(row["work"], []).append(row)
     return by_work
 
@@ -72,7 +96,7 @@ def _held_back_texts(records: list[dict[str, Any]]) -> list[str]:
     texts = [HELD_BACK_HEAD] if records else []
     for record in records:
         isa, limits = record["settings"]["isa"], record["machine"]
-        texts += [f"### {isa}", _speed_table(_by_work(record)),
+        texts += [f"### {isa}", _speed_table(_by_work(record["rows"])),
                   f"Commit {record['commit']}, {record['settings']['rounds']} rounds, "
                   f"{limits['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, "
                   f"{limits['bf16_matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of bfloat16 products; llama.cpp: "
@@ -97,6 +121,29 @@ def _speed_table(by_work: dict[str, list[dict[str, Any]]]) -> str:
         lines.append([work, rows[0]["weights"], f"{_rates(rows)['openhearth']:,.0f}", f"{100 * share:.0f}%",
                       *(cells.get(peer, "-") for peer in peers)])
     return _table(["row", "weights", "openhearth", "of the limit", *peers], lines)
+
+
+def _training_table(rows: list[dict[str, Any]]) -> str:
+    gib = 2**30
+    return _table(
+        ["step", "learns", "beside", "openhearth, s", "other, s", "ratio", "MFU", "other's MFU",
+         "peak memory, GiB", "other's", "share"],
+        [[row["work"], row["weights"], f"{row['peer']}", f"{row['seconds']:.2f}",
+          f"{row['peer_seconds']:.2f}",
+          f"**{row['ratio']:.2f}x** ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})",
+          f"{100 * row['mfu']:.0f}%", f"{100 * row['peer_mfu']:.0f}%",
+          f"{row['peak_memory_bytes'] / gib:.2f}", f"{row['peer_peak_memory_bytes'] / gib:.2f}",
+          f"{100 * row['memory_ratio']:.0f}%"] for row in rows])
+
+
+def _parts_table(rows: list[dict[str, Any]]) -> str:
+    parts = ["generation", "forward", "backward", "optimizer"]
+    lines = []
+    for row in rows:
+        for who, found in (("openhearth", row["parts"]), (row["peer"], row["peer_parts"])):
+            lines.append([row["work"], who, *(f"{found[part]:.2f}" if part in found else "-"
+                                              for part in parts)])
+    return _table(["step", "program", *(f"{part}, s" for part in parts)], lines)
 
 
 def _cold_table(rows: list[dict[str, Any]]) -> str:
@@ -154,6 +201,18 @@ generated tokens over the whole time. Where a row does not name a format, every 
 that was fastest for it. The limit is what the machine allows: every weight and cached number read
 once per step at the measured memory bandwidth, or the products at the measured bfloat16 rate,
 whichever takes longer."""
+TRAINING_HEAD = """\
+## Training
+
+One step beside TRL's trainers (with PEFT where LoRA learns) and beside a fine-tuning loop in plain
+PyTorch on the model of `transformers`: the same weights in bfloat16, the same tokens, the same number
+of threads, one step of each in turn, the first of a process left out. `grpo_step`: 4 prompts of 36
+tokens, 8 completions of 128 each, none shorter, and one update. `sft_lora` and `sft_full`: 8 samples of
+512 tokens. LoRA has rank 16 on all linear layers. The others hold weights and moments in bfloat16,
+openhearth float32 masters and moments beside bfloat16 weights. MFU counts the operations that the
+update needs, the same for both sides (`tune/memory.py: training_flops`), over the time outside of
+generation and the measured rate of bfloat16 products. Memory is the peak of the process and of those
+that it started."""
 COLD_HEAD = """\
 ## Start and memory
 
@@ -169,7 +228,8 @@ FLAGS_HEAD = """\
 
 Tried before measuring, the fastest kept: flash attention on and off, keys and values in bf16 and
 f16, 512 and 2048 tokens at once for llama.cpp, and every format of the weights that a program has.
-vLLM and transformers run with tcmalloc preloaded."""
+vLLM, transformers, TRL and the PyTorch loop run with tcmalloc preloaded; of the last two the number of
+sequences in one forward was tried as well."""
 PERFORMANCE_AGAIN = """\
 ## Again
 
@@ -179,12 +239,22 @@ python bench/peers/install.py --home FOLDER   # each program into its own enviro
 python bench/peers/convert.py --home FOLDER   # one model, every program's format
 python bench/peers/run.py --home FOLDER --explore --out bench/results/cpu.json
 python bench/peers/run.py --home FOLDER --explore --isa avx2 --no-cold --out bench/results/cpu-avx2.json
+python bench/peers/train.py --home FOLDER --out bench/results/cpu.json
 python bench/report.py
 ```
 
 `run.py --quick` compares with llama.cpp alone, in one round. `hearth bench` measures the same rows
 of openhearth without any other program. A busy neighbour halves results and more: rounds with
 foreign load are repeated, and the machine should be idle."""
+MARKS = ("<!-- on-policy: written by bench/report.py -->", "<!-- on-policy: end -->")
+ON_POLICY = """\
+Elsewhere sampler and trainer disagree before anything was learned. With `transformers` {transformers} in
+{dtype}, {tokens} tokens ({completions} completions of {prompts} prompts) drawn with its cache and scored
+by the forward that training runs differ by {mean} on average and by up to {most}: importance ratios from
+{least} to {largest}, {equal} % of the tokens with equal bits. Here the largest difference is {our_most},
+and {our_equal} % have equal bits (`bench/peers/on_policy.py`).
+
+![How far importance ratios are from 1](tune-ratios.svg)"""
 RESULTS_HEAD = """\
 # Results
 
@@ -226,6 +296,8 @@ def main() -> int:
         pages |= performance_pages(found["cpu"], held_back)
     if "perplexity" in found:
         pages |= results_pages(found["perplexity"])
+    if "on_policy" in found and (tune := options.docs / "tune.md").exists():
+        pages |= tune_page(found["on_policy"], tune.read_text(encoding="utf-8"))
     stale = [name for name, text in pages.items() if not (options.docs / name).exists()
              or (options.docs / name).read_text(encoding="utf-8") != text]
     for name in stale:

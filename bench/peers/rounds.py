@@ -105,17 +105,34 @@ def explore(runner: Runner, case: Case, vocab_size: int, numbers: random.Random)
 
 def measure_pairs(ours: Runner, peer: Runner, case: Case, vocab_size: int, numbers: random.Random, *,
                   num_rounds: int, on_round: Callable[[str], None]) -> Pairs:
-    """Run ours and the peer in alternation, each first in every other round."""
+    """Run ours and the peer in alternation over prompts that are new in every round."""
+    def prepare() -> Round:
+        prompts = fresh_prompts(case, vocab_size, numbers)
+        return lambda runner: runner.run(case, prompts, runner.chosen.get(case.name, {}))
+
+    return alternate(ours, peer, case.name, prepare, num_rounds=num_rounds, on_round=on_round)
+
+
+Round = Callable[[Runner], tuple[float, float]]
+"""Has a runner do one piece of work; returns tokens per second and processor seconds."""
+
+
+def alternate(ours: Runner, peer: Runner, name: str, prepare: Callable[[], Round], *,
+              num_rounds: int, on_round: Callable[[str], None]) -> Pairs:
+    """Run ours and the peer in alternation, each first in every other round.
+
+    prepare: makes the work of one round.
+    """
     pairs, num_noisy = Pairs([], [], []), 0
     while len(pairs.ours) < num_rounds:
-        prompts = fresh_prompts(case, vocab_size, numbers)
+        work = prepare()
         order = [ours, peer] if len(pairs.ours) % 2 == 0 else [peer, ours]
         meter, started, rates, cpu_s = LoadMeter(), time.perf_counter(), {}, 0.0
         for runner in order:
-            rates[runner.name], used_s = runner.run(case, prompts, runner.chosen.get(case.name, {}))
+            rates[runner.name], used_s = work(runner)
             cpu_s += used_s
         foreign = meter.foreign_share(cpu_s) or 0.0
-        on_round(f"{case.name}: {ours.name} {rates[ours.name]:.1f}, {peer.name} {rates[peer.name]:.1f} "
+        on_round(f"{name}: {ours.name} {rates[ours.name]:.1f}, {peer.name} {rates[peer.name]:.1f} "
                  f"tokens/s, others {100 * foreign:.0f}%, {time.perf_counter() - started:.0f} s")
         if foreign > FOREIGN_LIMIT and num_noisy < num_rounds:
             num_noisy += 1

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from install import DEFAULT_HOME, ISA_FLAGS, PEERS, read_installed
 from processes import WorkerFailed
+from results import merge_rows, write_results
 from rounds import Pairs, Runner, explore, fresh_prompts, measure_pairs
 
 from openhearth import bench, hardware
@@ -236,12 +237,10 @@ def main() -> int:
         options.peers = [peer.name for peer in PEERS.values() if peer.isa == options.isa]
     if options.quick:
         options.rounds, options.peers = 1, ["llama.cpp"]
-    text = json.dumps(measure(options), indent=1) + "\n"
-    print(text, end="")
+    record = measure(options)
+    print(json.dumps(record, indent=1))
     if options.out:
-        part = options.out.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(options.out)
+        write_results(options.out, record | {"rows": merge_rows(options.out, record["rows"], works)})
     return 0
 
 

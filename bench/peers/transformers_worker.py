@@ -56,6 +56,19 @@ class Transformers:
         logprobs = torch.log_softmax(self.model(ids[None]).logits[0, :-1].float(), dim=-1)
         return logprobs.gather(1, ids[1:, None])[:, 0].tolist()
 
+    def sample(self, prompts, new_tokens):
+        """Log-probabilities of drawn tokens, as the sampler saw them and as training's forward does."""
+        torch.manual_seed(0)
+        ids = torch.tensor(prompts)
+        out = self.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0,
+                                  top_k=0, top_p=1.0, max_new_tokens=new_tokens, pad_token_id=0,
+                                  return_dict_in_generate=True, output_logits=True)
+        drawn = out.sequences[:, ids.shape[1]:]
+        logits = self.model.train()(out.sequences, use_cache=False).logits[:, ids.shape[1] - 1:-1]
+        self.model.eval()
+        return [torch.log_softmax(one.float(), -1).gather(-1, drawn[..., None])[..., 0].tolist()
+                for one in (torch.stack(out.logits, 1), logits.detach())]
+
 
 if __name__ == "__main__":
     serve(Transformers)

@@ -182,6 +182,7 @@ def _print_end(run: RunFolder, receipt: dict[str, Any], *, is_json: bool) -> Non
                       if "first_pass_rate" in result else ""),
         "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
         "time": format_seconds(measured["seconds"]),
+        "MFU": f"{measured['mfu']:.0%} of the measured matrix rate while updating" if measured["mfu"] else "",
         "peak memory": f"{format_bytes(measured['peak_memory_bytes'])}, predicted "
                        f"{format_bytes(receipt['predicted']['memory_bytes'])}",
         "output": str(run.output),

@@ -143,17 +143,21 @@ def _rolls_out(job: Job) -> bool:
 
 def _total_flops(job: Job) -> int:
     """Operations of all updates; neither rollouts nor a teacher's are among them."""
-    from openhearth.tune.memory import step_flops
+    from openhearth.tune.memory import training_flops
 
     settings = job.plan.settings
+    num_adapter = None if settings.weights == "full" else job.plan.num_trainable
     if _has_rows(job):
         lengths = list(job.work.training.samples.lengths)
+        num_trained = job.work.training.num_trained
         repeats = job.plan.num_steps * settings.batch_size / len(lengths)
     else:
         num_answers = settings.prompts * settings.group_size if _rolls_out(job) else settings.batch_size
         lengths = [job.work.longest_prompt + settings.max_tokens] * num_answers
+        num_trained = settings.max_tokens * num_answers
         repeats = job.plan.num_steps * getattr(settings, "passes", 1)
-    return round(repeats * step_flops(job.opened.spec, lengths, is_full=settings.weights == "full"))
+    num_pairs = sum(length * (length + 1) // 2 for length in lengths)
+    return round(repeats * training_flops(job.opened.spec, sum(lengths), num_pairs, num_trained, num_adapter))
 
 
 def _predicted_seconds(job: Job) -> float:
@@ -187,7 +191,8 @@ class ProgressLine:
         """Take a step's metrics."""
         left_s = (self.num_steps - metrics.step) * metrics.seconds
         said = _grpo_text(metrics.report) if "reward" in metrics.report else _loss_text(metrics)
-        text = (f"step {metrics.step}/{self.num_steps}  {said}  lr {metrics.learning_rate:.2e}  "
+        mfu = f"  MFU {metrics.mfu:.0%}" if metrics.mfu else ""
+        text = (f"step {metrics.step}/{self.num_steps}  {said}{mfu}  lr {metrics.learning_rate:.2e}  "
                 f"{format_seconds(left_s)} left")
         if self.is_terminal:
             print(f"\r\033[K{text}", end="", file=self.stream, flush=True)
@@ -203,10 +208,9 @@ class ProgressLine:
 
 
 def _loss_text(metrics: StepMetrics) -> str:
-    mfu = f", MFU {metrics.mfu:.0%}" if metrics.mfu else ""
     said = "".join(f"  {name} {metrics.report[name]:.3f}" for name in ("margin", "accuracy", "pass_rate")
                    if name in metrics.report)
-    return f"loss {metrics.loss:.4f}{said}  {metrics.tokens_per_s:.0f} tokens/s{mfu}"
+    return f"loss {metrics.loss:.4f}{said}  {metrics.tokens_per_s:.0f} tokens/s"
 
 
 def _grpo_text(report: Mapping[str, float]) -> str:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from openhearth import chat, formats, hardware, hub
 from openhearth.config import Config
 from openhearth.errors import UsageError
+from openhearth.kernels import memory
 from openhearth.kernels.select import chosen, set_num_threads
 from openhearth.models import load_model
 from openhearth.runs import RunFolder, hash_files, render_page
@@ -74,6 +76,7 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
     """
     settings = job.plan.settings
     set_num_threads(settings.threads or hardware.usable_cores())
+    memory.keep_freed()
     if not run.exists:
         job.work.begin(run)
         run.write_config(_config_record(job))
@@ -132,7 +135,7 @@ def _environment(job: Job) -> dict[str, Any]:
 
 def _receipt(job: Job, run: RunFolder, versions: Mapping[str, str],
              result: Mapping[str, Any]) -> dict[str, Any]:
-    stored = job.opened.stored
+    stored, metrics = job.opened.stored, run.metrics()
     return {
         "receipt": 1, "method": job.work.name, "settings": asdict(job.plan.settings),
         "num_steps": job.plan.num_steps, "seed": job.plan.settings.seed,
@@ -141,7 +144,8 @@ def _receipt(job: Job, run: RunFolder, versions: Mapping[str, str],
         "code": dict(versions), "environment": _environment(job),
         "predicted": {"memory_bytes": job.plan.memory.total_bytes},
         "measured": {"peak_memory_bytes": hardware.peak_memory_bytes(),
-                     "seconds": sum(row["seconds"] for row in run.metrics())},
+                     "seconds": sum(row["seconds"] for row in metrics),
+                     "mfu": statistics.median(row["mfu"] for row in metrics)},
         **result, "outputs": hash_files(run.output)}
 
 

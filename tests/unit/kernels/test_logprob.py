@@ -186,9 +186,10 @@ def test_bfloat16_gradients_are_those_of_float32_within_its_rounding():
 
 def test_a_head_whose_gradient_needs_its_logits_is_refused_not_wrong():
     hidden_TD = noise(3, 8, scale=1.0).requires_grad_()
-    logprobs_T = token_logprobs(hidden_TD, lambda hidden: torch.exp(hidden), targets_of(3, 8))
-    with pytest.raises(RuntimeError, match="inplace"):
-        logprobs_T.sum().backward()
+    weight_DD = torch.eye(8).requires_grad_()
+    for head in (torch.exp, lambda hidden: torch.exp(hidden @ weight_DD)):  # one frozen, one that learns
+        with pytest.raises(RuntimeError, match="inplace"):
+            token_logprobs(hidden_TD, head, targets_of(3, 8)).sum().backward()
 
 
 def test_what_does_not_fit_is_refused():

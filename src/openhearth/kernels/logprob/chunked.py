@@ -1,12 +1,14 @@
 """Log-probabilities of a pack's tokens without ever holding the pack's logits.
 
-A few rows of logits are made at a time, by the model's own output layer, and dropped; the backward pass
-makes them again and turns them into their gradient in place. The idea of fusing the last layer with its
-loss is that of arXiv 2411.09009 (Cut Your Losses), section 4; here in chunks of rows, with the row kernels of
+A few rows of logits are made at a time, by the model's own output layer, and dropped. Where that layer is
+frozen, each row's gradient with respect to its hidden state is taken at once, as if its log-probability
+were the loss, and the backward pass only scales it. Where it learns, the backward pass makes the logits
+again and turns them into their gradient in place. Fusing the last layer with its loss is the idea of arXiv
+2411.09009 (Cut Your Losses), section 4; here in chunks of rows, with the row kernels of
 `kernels/sampling`, so that what was sampled and what is differentiated have the same bits.
 
-Memory beside inputs, outputs and gradients of the head: CHUNK_BYTES of logits at a time going forward; going
-backward also their copy in the type of the hidden states, where that is not float32.
+Memory beside inputs, outputs and gradients of the head: CHUNK_BYTES of logits at a time; with gradients also
+their copy in the type of the hidden states, where that is not float32.
 
 Does not: give gradients of gradients or of entropies.
 """
@@ -102,14 +104,22 @@ class _TokenLogprobs(torch.autograd.Function):
         logprobs_T = hidden_TD.new_empty(len(hidden_TD), dtype=torch.float32)
         entropies_T = torch.empty_like(logprobs_T) if has_entropies else logprobs_T.new_empty(0)
         ctx.chunk_rows = FIRST_ROWS
-        for rows, _, logits_CV in logit_chunks(head, hidden_TD, FIRST_ROWS):
+        needs_hidden, *needs_trained = ctx.needs_input_grad[5:]
+        is_frozen = needs_hidden and not any(needs_trained)
+        ctx.grad_hidden_TD = torch.empty_like(hidden_TD) if is_frozen else None
+        for rows, hidden_CD, logits_CV in logit_chunks(head, hidden_TD, FIRST_ROWS,
+                                                       needs_grad=is_frozen or None):
             ctx.chunk_rows = chunk_rows(logits_CV)
-            _mask_(logits_CV, kept, rows)
-            logprobs_C, entropies_C = _row_logprobs(logits_CV, targets_T[rows], temperature, has_entropies)
+            numbers_CV = logits_CV.detach()
+            _mask_(numbers_CV, kept, rows)
+            logprobs_C, entropies_C = _row_logprobs(numbers_CV, targets_T[rows], temperature, has_entropies)
             logprobs_T[rows] = logprobs_C
             if has_entropies:
                 entropies_T[rows] = entropies_C
-            del logits_CV
+            if is_frozen:
+                grad_CV = _grad_logits(numbers_CV, targets_T[rows], torch.ones_like(logprobs_C), temperature)
+                ctx.grad_hidden_TD[rows] = _grad_hidden(hidden_CD, logits_CV, grad_CV)
+            del logits_CV, numbers_CV
         ctx.mark_non_differentiable(entropies_T)
         return logprobs_T, entropies_T
 
@@ -117,6 +127,9 @@ class _TokenLogprobs(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grads_T, _):
         hidden_TD, targets_T, *trained = ctx.saved_tensors
+        if ctx.grad_hidden_TD is not None:
+            grad_hidden_TD = (ctx.grad_hidden_TD * grads_T[:, None]).to(hidden_TD.dtype)
+            return None, None, None, None, None, grad_hidden_TD, *(None for _ in trained)
         head = trained[0] if ctx.head is None else ctx.head
 
         def grad_logits(rows: slice, logits_CV: Tensor) -> Tensor:
@@ -141,8 +154,7 @@ def chunked_backward(head: Head, hidden_TD: Tensor, trained: list[Tensor], needs
     grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
     for rows, hidden_CD, logits_CV in logit_chunks(head, hidden_TD, size, needs_grad=needs_hidden):
         grad_CV = grad_logits(rows, logits_CV.detach())
-        # Written in place: should the head's own gradient need its logits, torch is to refuse.
-        torch.autograd.graph.increment_version(logits_CV)
+        _mark_written(logits_CV)
         found = torch.autograd.grad(logits_CV, [hidden_CD] * needs_hidden + wanted, grad_CV)
         if needs_hidden:
             grad_hidden_TD[rows], *found = found
@@ -150,6 +162,17 @@ def chunked_backward(head: Head, hidden_TD: Tensor, trained: list[Tensor], needs
             _add(total, part)
     grads = iter([total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)])
     return [grad_hidden_TD, *(next(grads) if is_needed else None for is_needed in needs_trained)]
+
+
+def _grad_hidden(hidden_CD: Tensor, logits_CV: Tensor, grad_CV: Tensor) -> Tensor:
+    """Return the hidden states' gradient from the logits', which was written over them."""
+    _mark_written(logits_CV)
+    return torch.autograd.grad(logits_CV, hidden_CD, grad_CV)[0]
+
+
+def _mark_written(logits_CV: Tensor) -> None:
+    """Should the head's own gradient need its logits, torch is to refuse: they are something else now."""
+    torch.autograd.graph.increment_version(logits_CV)
 
 
 def logit_chunks(head: Head, hidden_TD: Tensor, size: int,

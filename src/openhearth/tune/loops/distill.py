@@ -21,7 +21,6 @@ from openhearth.engine import Engine, Sampling
 from openhearth.kernels.logprob import reverse_divergences
 from openhearth.tasks import Grading
 from openhearth.tune.data.records import Sample
-from openhearth.tune.memory import step_flops
 from openhearth.tune.methods.records import Learner
 from openhearth.tune.mixture import Mixture
 from openhearth.tune.packs import pack_completions, split_completions, trained_hidden
@@ -84,15 +83,17 @@ class DistillLoop:
         return [one for group in groups for one in group]
 
     def _backward(self, rolled: list[Rolled]) -> StepWork:
-        learner, teacher, loss = self.parts.learner, self.parts.teacher, 0.0
+        learner, teacher, loss, flops = self.parts.learner, self.parts.teacher, 0.0, 0
+        num_adapter = None if learner.slot is None else learner.optimizer.num_trainable
         samples = [Sample((*one.prompt, *one.token_ids),
                           (*[False] * len(one.prompt), *[True] * len(one.token_ids)), one.problem, place)
                    for place, one in enumerate(rolled)]
         num_trained = sum(sample.num_trained for sample in samples)
-        lengths: list[int] = []
+        num_tokens = 0
         for part in split_completions(samples, self.settings.pack_tokens):
             pack = pack_completions(part)
-            lengths += pack.lengths
+            num_tokens += pack.num_tokens
+            flops += pack.flops(learner.model.spec, num_adapter)
             with torch.no_grad():
                 teacher_NE = trained_hidden(teacher.model, pack, teacher.slot)
             hidden_ND = trained_hidden(learner.model, pack, learner.slot)
@@ -101,8 +102,7 @@ class DistillLoop:
             share = divergences_N.sum() / num_trained
             loss += float(share.detach())
             share.backward()
-        return StepWork(loss, sum(lengths), num_trained,
-                        step_flops(learner.model.spec, lengths, is_full=learner.slot is None),
+        return StepWork(loss, num_tokens, num_trained, flops,
                         tuple(dict.fromkeys(one.problem for one in rolled)), samples)
 
 

@@ -27,7 +27,6 @@ from openhearth.tasks import Grading
 from openhearth.tune.groups import Group, Trained, learn
 from openhearth.tune.losses.records import Clipping, LossInput
 from openhearth.tune.losses.table import POLICY_LOSSES
-from openhearth.tune.memory import step_flops
 from openhearth.tune.mixture import Mixture
 from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.policy import Policy
@@ -139,13 +138,15 @@ class GrpoLoop:
         completions = [one for group in dealt for one in group.trained]
         num_completions = sum(group.num_completions for group in dealt)
         num_tokens = sum(group.num_tokens for group in dealt)
-        loss, lengths = 0.0, []
+        num_adapter = None if self.adapter is None else self.optimizer.num_trainable
+        loss, packed_tokens, flops = 0.0, 0, 0
         for part, pack in self.parts.policy.packs(completions):
             logprobs_N = self.parts.policy.logprobs(part, pack)
             sampled_N = torch.cat([one.sampled for one in part])
             if is_on_policy:
                 self._check(step, logprobs_N.detach(), sampled_N)
-            lengths += pack.lengths
+            packed_tokens += pack.num_tokens
+            flops += pack.flops(self.parts.policy.model.spec, num_adapter)
             counts_C = torch.tensor([len(one.sampled) for one in part])
             advantages_N = torch.tensor([one.advantage for one in part]).repeat_interleave(counts_C)
             output = self.method.loss(LossInput(
@@ -157,9 +158,8 @@ class GrpoLoop:
             self._counts.kl += output.kl
         num_trained = sum(len(one.sampled) for one in completions)
         self._counts.num_trained += num_trained
-        self._counts.num_tokens += sum(lengths)
-        return StepWork(loss, sum(lengths), num_trained,
-                        step_flops(self.parts.policy.model.spec, lengths, is_full=self.adapter is None),
+        self._counts.num_tokens += packed_tokens
+        return StepWork(loss, packed_tokens, num_trained, flops,
                         tuple(group.problem for group in dealt if group.trained))
 
     def _check(self, step: int, logprobs_N: Tensor, sampled_N: Tensor) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from openhearth.tune.losses.ipo import ipo_loss
 from openhearth.tune.losses.kto import kto_loss
 from openhearth.tune.losses.orpo import orpo_loss
 from openhearth.tune.losses.preferred import Answers, PreferenceInput, PreferenceLoss, PreferenceOutput
-from openhearth.tune.memory import step_flops
 from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.packs import (
     Pack,
@@ -92,7 +91,8 @@ class _Totals:
     num_rejected: int = 0
     chosen_rewards: float = 0.0
     rejected_rewards: float = 0.0
-    lengths: list[int] = field(default_factory=list)
+    num_tokens: int = 0
+    flops: int = 0
 
     def add(self, found: PreferenceOutput) -> None:
         self.loss += float(found.terms_U.detach().sum())
@@ -157,9 +157,8 @@ class PreferenceLoop:
         self._report = totals.measures()
         if self.method.has_divergence:
             self._report["divergence"] = divergence
-        return StepWork(totals.loss / totals.num_terms, sum(totals.lengths),
-                        sum(row.num_trained for row in batch),
-                        step_flops(self.model.spec, totals.lengths, is_full=self.adapter_slot is None),
+        return StepWork(totals.loss / totals.num_terms, totals.num_tokens,
+                        sum(row.num_trained for row in batch), totals.flops,
                         tuple(f"{row.file}:{row.line}" for row in batch), batch)
 
     def evaluate(self, data: PreferenceData) -> dict[str, float]:
@@ -174,11 +173,13 @@ class PreferenceLoop:
     def _run(self, data: PreferenceData, batch: Sequence[Preference], divergence: float, *,
              is_learning: bool, totals: _Totals | None = None) -> _Totals:
         totals = totals or _Totals()
+        num_adapter = None if self.adapter_slot is None else self.optimizer.num_trainable
         num_terms = sum(1 if self.method.is_paired else len(row.sequences) for row in batch)
         for rows in split_batch(batch, self.pack_tokens):
             samples = [sample for row in rows for sample in row.sequences]
             pack = _pack(samples)
-            totals.lengths += pack.lengths
+            totals.num_tokens += pack.num_tokens
+            totals.flops += pack.flops(self.model.spec, num_adapter)
             logprobs_N = trained_logprobs(self.model, pack, self.adapter_slot)
             sums_S = sequence_sums(logprobs_N, samples)
             is_chosen_S = torch.tensor([sample is row.chosen for row in rows for sample in row.sequences])

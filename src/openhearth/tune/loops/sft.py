@@ -12,7 +12,6 @@ from torch import nn
 from openhearth.tune.data.order import Order
 from openhearth.tune.data.records import Sample
 from openhearth.tune.losses.sft import sft_loss
-from openhearth.tune.memory import step_flops
 from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.packs import pack_samples, split_batch, trained_logprobs
 from openhearth.tune.training import StepWork
@@ -57,15 +56,16 @@ class SftLoop:
         """Add up the gradients of a step in the optimizer."""
         batch = self.batch(step)
         num_trained = sum(sample.num_trained for sample in batch)
-        loss = 0.0
+        num_adapter = None if self.adapter_slot is None else self.optimizer.num_trainable
+        loss, flops = 0.0, 0
         for samples in split_batch(batch, self.pack_tokens):
-            logprobs_N = trained_logprobs(self.model, pack_samples(samples), self.adapter_slot)
+            pack = pack_samples(samples)
+            flops += pack.flops(self.model.spec, num_adapter)
+            logprobs_N = trained_logprobs(self.model, pack, self.adapter_slot)
             share = sft_loss(logprobs_N, num_trained)
             loss += float(share.detach())
             share.backward()
-        lengths = [len(sample.token_ids) for sample in batch]
-        return StepWork(loss, sum(lengths), num_trained,
-                        step_flops(self.model.spec, lengths, is_full=self.adapter_slot is None),
+        return StepWork(loss, sum(len(sample.token_ids) for sample in batch), num_trained, flops,
                         tuple(f"{sample.file}:{sample.line}" for sample in batch), batch)
 
 
