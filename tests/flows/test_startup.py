@@ -8,7 +8,7 @@ import sys
 import pytest
 from support.command import ROOT, environment
 
-HEAVY = ("torch", "numpy", "rich", "urllib3", "tokenizers", "jinja2", "openhearth.formats",
+HEAVY = ("torch", "numpy", "rich", "urllib3", "tokenizers", "jinja2", "starlette", "uvicorn", "openhearth.formats",
          "openhearth.hub.pull")
 
 CUT_IMPORTS = {
