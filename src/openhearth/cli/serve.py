@@ -23,7 +23,7 @@ _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,95}")
 def command(
     model: str = typer.Argument(None, metavar="[MODEL]", show_default=False,
                                 help="As for `hearth run`; the default model when left out."),
-    host: str = typer.Option("127.0.0.1", "--host", help="Address to listen at; others than this machine's own "
+    host: str = typer.Option("127.0.0.1", "--host", help="Address to listen at; all but this machine's own "
                                                          "need --api-key-file."),
     port: int = typer.Option(8000, "--port", min=0, max=65535, help="0 takes a free one."),
     adapter: list[str] = typer.Option(None, "--adapter", metavar="NAME=RUN|PATH",
@@ -31,7 +31,7 @@ def command(
     api_key_file: Path = typer.Option(None, "--api-key-file", metavar="FILE",
                                       help="Lines of NAME SHA256; requests then need a key."),
     name: str = typer.Option(None, "--name", help="What requests call the model. Default: its short name."),
-    queue: int = typer.Option(256, "--queue", min=1, help="Answers that may wait; more are told to come back."),
+    queue: int = typer.Option(256, "--queue", min=1, help="Answers that may wait; more are refused."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="Numbers to compute in."),
     weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = typer.Option(
@@ -64,8 +64,8 @@ def command(
     address = server.address_of(bound)
 
     def tell() -> None:
-        print_note(f"serving {', '.join(served.names)} at {address} (context {local.engine.context_length} tokens, "
-                   f"cache {local.engine.cache_tokens} tokens)")
+        print_note(f"serving {', '.join(served.names)} at {address} (context {local.engine.context_length} "
+                   f"tokens, cache {local.engine.cache_tokens} tokens)")
 
     server.Server(app, on_ready=tell).run(sockets=[bound])
 
@@ -78,7 +78,7 @@ def _find_adapters(given: list[str], config: Config) -> dict[str, Path]:
     for one in given:
         name, equals, where = one.partition("=")
         if not equals or not where or not _ADAPTER_NAME.fullmatch(name) or name in folders:
-            raise UsageError(f"--adapter is `{one}`", why="expected a name that no other has, and where it is",
+            raise UsageError(f"--adapter is `{one}`", why="expected a name of its own, and where it is",
                              hint="--adapter polite=runs/polite/output")
         folders[name] = find_output(config.home, where)
     return folders

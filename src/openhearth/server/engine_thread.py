@@ -1,7 +1,8 @@
 """One thread that drives the engine; an event loop gives it requests and takes their tokens.
 
-The engine serves one caller at a time. Everything that touches it is a command that runs on this thread between
-two steps: a request joins, leaves, or is scored there, and pages of one that left are free before the next step.
+The engine serves one caller at a time. Everything that touches it is a command that runs on this thread
+between two steps: a request joins, leaves, or is scored there, and pages of one that left are free before the
+next step.
 
 Does not: know text, HTTP or which client asked.
 """

@@ -1,8 +1,8 @@
 """One HTTP exchange: a JSON body in, a JSON document or a stream out, an error in the dialect's own shape.
 
 A client that leaves ends its exchange: the handler is cancelled wherever it waits, and what it opened in the
-engine is closed. JSON goes out in ASCII: clients that cut a stream at every character that Unicode calls a line
-break (U+0085, U+2028) would otherwise cut inside a document.
+engine is closed. JSON goes out in ASCII: clients that cut a stream at every character that Unicode calls a
+line break (U+0085, U+2028) would otherwise cut inside a document.
 
 Does not: know a dialect's fields, or check keys (`access.py`).
 """
@@ -40,7 +40,7 @@ class Record:
 
 @dataclass
 class Call:
-    """What a handler is given. body: the JSON object, {} where the method has none. path: parts of the path."""
+    """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path."""
 
     served: Served
     body: dict[str, Any]

@@ -37,8 +37,8 @@ class Job:
 class Part:
     """What was added to answer `index`: text that is safe to show, and the tokens that it came with.
 
-    events leave out the token that ended the answer where it has no text. finish_reason: "stop" or "length" on
-    the last part; stop: the stop text that was met. Example: ``Part(0, "Hello", (event,), None, None)``.
+    events leave out the token that ended the answer where it has no text. finish_reason: "stop" or "length"
+    on the last part; stop: the stop text that was met. Example: ``Part(0, "Hello", (event,), None, None)``.
     """
 
     index: int

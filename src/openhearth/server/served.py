@@ -27,7 +27,7 @@ class Limits:
     """What a server lets a request ask for.
 
     max_body_bytes: of a request's body, which must be there within body_s seconds. max_waiting: completions
-    in the line, more are told to come back. max_n: answers to one prompt. max_prompts: prompts of one request.
+    in the line, more are refused. max_n: answers to one prompt. max_prompts: prompts of one request.
     Example: ``Limits(max_waiting=16)``.
     """
 
@@ -72,7 +72,7 @@ class Served:
                      variables: Mapping[str, Any] | None = None, *, prefill: str = "") -> tuple[int, ...]:
         """Return the token ids of a conversation, up to the assistant's turn or into it.
 
-        variables: for the template. prefill: how the assistant's turn begins. What is in messages cannot become
+        variables: for the template. prefill: how the assistant's turn begins. Nothing in messages can become
         a control token. Raises: Refusal, TemplateError, UsageError.
         """
         taken = sorted(_RESERVED & set(variables or ()))

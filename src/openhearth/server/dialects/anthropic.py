@@ -38,12 +38,12 @@ _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permi
 
 PROMPT_FIELDS = (
     Field("model", "the served model, or one of its adapters", text),
-    Field("messages", "text of `user` and `assistant`; a last one of `assistant` is continued", read_messages),
+    Field("messages", "text of `user` and `assistant`; a last `assistant` one is continued", read_messages),
     Field("system", "a text, or blocks of text", read_content),
     refused("tools", _LATER, []),
     refused("tool_choice", _LATER, {"type": "auto"}, {"type": "none"}),
-    Field("thinking", "`{\"type\": \"disabled\"}` tells the template not to think; others are refused: thinking "
-          "is not split from the answer in this version", one_of({"type": "disabled"})),
+    Field("thinking", "`{\"type\": \"disabled\"}` tells the template not to think; others are refused: "
+          "thinking is not split from the answer in this version", one_of({"type": "disabled"})),
     refused("output_config", "schemas and efforts are not in this version", {}),
     refused("speed", "there is one; `standard` is taken", "standard"),
     not_applicable("cache_control", "the cache finds equal beginnings by itself and changes no answer"),

@@ -1,7 +1,7 @@
 """Text completions of OpenAI's dialect: plain prompts, token ids, and the log-probabilities of a prompt.
 
-What evaluation harnesses use: `echo` with `logprobs` scores the prompt as the model reads it, each token given
-those before it at temperature 1, in one forward between two steps of the engine.
+What evaluation harnesses use: `echo` with `logprobs` scores the prompt as the model reads it, each token
+given those before it at temperature 1, in one forward between two steps of the engine.
 
 Does not: draw more answers than it returns (`best_of`), or fill in a middle (`suffix`).
 """
@@ -106,7 +106,8 @@ class _Row:
                     shown.token_ids, shown.logprobs, shown.top_logprobs, strict=True)],
                 "text_offset": offsets}
 
-    def _alternatives(self, token_id: int, logprob: float | None, top: Pairs | None) -> dict[str, float] | None:
+    def _alternatives(self, token_id: int, logprob: float | None,
+                      top: Pairs | None) -> dict[str, float] | None:
         """Return text -> log-probability of the likeliest tokens and of the one that is there."""
         if logprob is None:
             return None
@@ -182,7 +183,8 @@ class _Answer:
                 known["finish_reason"] = choice["finish_reason"]
                 for name, entries in (choice["logprobs"] or {}).items():
                     known["logprobs"][name] += entries
-        return {**self._head, "choices": [choices[index] for index in sorted(choices)], "usage": self._usage()}
+        return {**self._head, "usage": self._usage(),
+                "choices": [choices[index] for index in sorted(choices)]}
 
     async def chunks(self, *, with_usage: bool) -> AsyncIterator[bytes]:
         """Yield the answer as events."""

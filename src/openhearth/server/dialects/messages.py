@@ -65,7 +65,7 @@ MESSAGE_FIELDS = (
 
 
 def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
-    """Return messages of role and content. Raises: Refusal for what a message has and this version has not."""
+    """Return messages of role and content. Raises: Refusal for what this version cannot read."""
     messages = []
     for place, message in enumerate(array(name, value)):
         where = f"{name}[{place}]"

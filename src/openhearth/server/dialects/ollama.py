@@ -43,7 +43,8 @@ _DURATION = re.compile(r"-?(?:\d{1,12}(?:\.\d{1,12})?(?:ns|us|ms|s|m|h)?){1,6}")
 
 def _keep_alive(name: str, value: Any) -> None:
     """Take any time but none: the model stays as long as the server runs."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or not _DURATION.fullmatch(str(value)):
+    is_time = isinstance(value, int | float | str) and not isinstance(value, bool)
+    if not is_time or not _DURATION.fullmatch(str(value)):
         raise wrong(name, value, "seconds, or a duration such as `5m`")
     if not re.search("[1-9]", str(value)):
         raise Refusal(f"`{name}` is `{value}`", field=name, code="unsupported_field",
@@ -70,7 +71,7 @@ COMMON_FIELDS = (
 )
 
 CHAT_FIELDS = (
-    Field("messages", "text of `system`, `user` and `assistant`; an empty list is answered at once", _messages),
+    Field("messages", "text of `system`, `user` and `assistant`; an empty list does nothing", _messages),
     *COMMON_FIELDS,
     refused("tools", "tool calls are not in this version", []),
 )
@@ -193,12 +194,11 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
         async for part in generation.parts():
             if part is None:
                 continue
+            head = _head(values["model"])
             if part.text or part.events:
-                record = {**_head(values["model"]), **shown(part.text), **logprobs(part.events), "done": False}
-                yield to_json(record) + b"\n"
+                yield _line({**head, **shown(part.text), **logprobs(part.events), "done": False})
             if part.finish_reason is not None:
-                record = {**_head(values["model"]), **shown(""), **_end(generation, part.finish_reason, started)}
-                yield to_json(record) + b"\n"
+                yield _line({**head, **shown(""), **_end(generation, part.finish_reason, started)})
         call.note_generation(generation)
 
     if values.get("stream", True):
@@ -220,6 +220,10 @@ def _end(generation: Generation, reason: str, started: float) -> dict[str, Any]:
             "prompt_eval_count": generation.prompt_tokens,
             "prompt_eval_duration": _ns(first - generation.submitted_s),
             "eval_count": generation.completion_tokens, "eval_duration": _ns(now - first)}
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return to_json(record) + b"\n"
 
 
 def _ns(seconds: float) -> int:
@@ -258,7 +262,7 @@ def _error(error: HearthError, status: int, code: str | None, request_id: str) -
 
 
 def _stream_error(error: HearthError) -> bytes:
-    return to_json({"error": sentence(error)}) + b"\n"
+    return _line({"error": sentence(error)})
 
 
 OLLAMA = Dialect("ollama", (

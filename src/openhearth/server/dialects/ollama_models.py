@@ -13,7 +13,7 @@ from openhearth.units import format_count
 
 
 def describe(served: Served, name: str) -> dict[str, Any]:
-    """Return a model's line in a list. The digest is that of its weights, with the adapter's where it has one."""
+    """Return a model's line in a list. The digest is that of its weights and its adapter."""
     stored = served.model.stored
     digest = stored.weights_sha256
     if name != served.name:
@@ -38,8 +38,8 @@ def model_facts(served: Served, name: str) -> dict[str, Any]:
     settings = "\n".join(f"{setting} {value:g}" for setting, value in sorted(model.default_sampling.items()))
     family = spec.model_type
     return {"modelfile": "", "parameters": settings, "template": template,
-            "license": model.stored.licence or "", "modified_at": served.loaded_at, "details": details(served),
-            "capabilities": ["completion"],
+            "license": model.stored.licence or "", "modified_at": served.loaded_at,
+            "details": details(served), "capabilities": ["completion"],
             "model_info": {"general.architecture": family, "general.basename": name,
                            "general.parameter_count": spec.num_parameters,
                            f"{family}.context_length": served.engine.context_length,

@@ -51,8 +51,8 @@ CHAT_FIELDS = (
     Field("logprobs", "log-probabilities of the tokens, of the distribution that was drawn from", flag),
     Field("top_logprobs", f"and of 0 to {MAX_LOGPROBS} alternatives; needs `logprobs`",
           whole(0, MAX_LOGPROBS)),
-    Field("reasoning_effort", "`none` tells the template not to think; other values are refused: reasoning is "
-          "not split from the answer in this version", one_of("none")),
+    Field("reasoning_effort", "`none` tells the template not to think; other values are refused: reasoning "
+          "is not split from the answer in this version", one_of("none")),
     Field("chat_template_kwargs", "further variables for the chat template (as in vLLM)", mapping),
     refused("tools", LATER, []),
     refused("tool_choice", LATER, "none", "auto"),

@@ -28,7 +28,7 @@ def token_bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
 
 
 def plain_text(tokenizer: Tokenizer, token_id: int) -> str:
-    """Return a token's text; what is no whole character is written `bytes:\\xe2\\x80`, so that no two agree."""
+    """Return a token's text, or `bytes:\\xe2\\x80` for what is no whole character, so that no two agree."""
     found = token_bytes(tokenizer, token_id)
     try:
         return found.decode()
