@@ -16,6 +16,7 @@ from openhearth.errors import UsageError
 if TYPE_CHECKING:
     from openhearth.hub import StoredModel
     from openhearth.local import LocalModel
+    from openhearth.models.adapter_files import StoredAdapter
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,95}")
 
@@ -51,15 +52,15 @@ def command(
                          hint="--api-key-file FILE, or --host 127.0.0.1")
     keys = None if api_key_file is None else server.read_keys(api_key_file)
     config = Config.from_env()
-    folders = _find_adapters(adapter or [], config)
+    adapters = _read_adapters(adapter or [], config)
     bound = server.bind(host, port)  # before the model is loaded: a port in use is known at once
     stored = fetch_model(model, config, lambda: None)
     local = load_stored(stored, model, config, LoadSettings(dtype, weights, context, threads, cache))
     name = name or _short_name(stored)
-    if name in folders:
+    if name in adapters:
         raise UsageError(f"the model and an adapter are both named `{name}`", hint="--name, or another NAME=")
-    _attach(local, folders)
-    served = server.Served(local, name, adapters=tuple(folders), limits=server.Limits(max_waiting=queue))
+    _attach(local, adapters)
+    served = server.Served(local, name, adapters=tuple(adapters), limits=server.Limits(max_waiting=queue))
     app = server.build_app(served, keys=keys, log=None if quiet else server.log_line)
     address = server.address_of(bound)
 
@@ -70,28 +71,26 @@ def command(
     server.Server(app, on_ready=tell).run(sockets=[bound])
 
 
-def _find_adapters(given: list[str], config: Config) -> dict[str, Path]:
-    """Return name -> folder. Raises: UsageError, ModelNotFound."""
+def _read_adapters(given: list[str], config: Config) -> dict[str, StoredAdapter]:
+    """Return name -> adapter. Raises: UsageError, and as `read_adapter`."""
+    from openhearth.models.adapter_files import read_adapter
     from openhearth.runs import find_output
 
-    folders: dict[str, Path] = {}
+    adapters: dict[str, StoredAdapter] = {}
     for one in given:
         name, equals, where = one.partition("=")
-        if not equals or not where or not _ADAPTER_NAME.fullmatch(name) or name in folders:
+        if not equals or not where or not _ADAPTER_NAME.fullmatch(name) or name in adapters:
             raise UsageError(f"--adapter is `{one}`", why="expected a name of its own, and where it is",
                              hint="--adapter polite=runs/polite/output")
-        folders[name] = find_output(config.home, where)
-    return folders
+        adapters[name] = read_adapter(find_output(config.home, where))
+    return adapters
 
 
-def _attach(local: LocalModel, folders: dict[str, Path]) -> None:
-    """Let requests take adapters by name. Raises: as `read_adapter`; UsageError for one that does not fit."""
-    from openhearth.models.adapter_files import read_adapter
-
-    for name, folder in folders.items():
-        stored = read_adapter(folder)
-        local.engine.attach(name, stored.weights)
-        trained_on = stored.base_weights_sha256
+def _attach(local: LocalModel, adapters: dict[str, StoredAdapter]) -> None:
+    """Let requests take adapters by name. Raises: UsageError for one that does not fit the model."""
+    for name, adapter in adapters.items():
+        local.engine.attach(name, adapter.weights)
+        trained_on = adapter.base_weights_sha256
         if trained_on and trained_on != local.stored.weights_sha256:
             print_note(f"adapter `{name}` was trained on other weights ({trained_on[:16]}) than "
                        f"`{local.stored.name}` ({local.stored.weights_sha256[:16]})")

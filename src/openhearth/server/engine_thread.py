@@ -151,9 +151,7 @@ class EngineThread:
                 ticket.cached_tokens = self.engine.timings(event.request_id).cached_tokens
             batches.setdefault(ticket.loop, []).append((ticket, event))
         for loop, batch in batches.items():
-            try:
-                loop.call_soon_threadsafe(_hand_over, batch)
-            except RuntimeError:  # the loop is closed: nobody is left to listen
+            if not _tell(loop, batch):
                 for ticket, _ in batch:
                     self._leave(ticket)
 
@@ -162,12 +160,21 @@ class EngineThread:
         for request_id, ticket in open_tickets.items():
             self.engine.cancel(request_id)
             event = TokenEvent(request_id, 0, None, None, finish_reason="error", error=error)
-            ticket.loop.call_soon_threadsafe(_hand_over, [(ticket, event)])
+            _tell(ticket.loop, [(ticket, event)])
 
 
 def log_traceback(error: Exception) -> None:
     """Write where an error came from to stderr; it names code and no prompt."""
     traceback.print_exception(error, file=sys.stderr)
+
+
+def _tell(loop: asyncio.AbstractEventLoop, batch: list[tuple[Ticket, TokenEvent]]) -> bool:
+    """Hand events to their loop; False when it is closed and nobody is left to listen."""
+    try:
+        loop.call_soon_threadsafe(_hand_over, batch)
+    except RuntimeError:
+        return False
+    return True
 
 
 def _hand_over(batch: list[tuple[Ticket, TokenEvent]]) -> None:
