@@ -105,7 +105,8 @@ def test_the_asynchronous_client(running):
     ({"service_tier": "priority"}, "service_tier"), ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
     ({"extra_body": {"temperature": 1.5}}, "temperature"), ({"extra_body": {"top_k": -1}}, "top_k"),
     ({"max_tokens": 0}, "max_tokens"),
-    ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]}, "messages[0].content[0]"),
+    ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
+     "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]},
      "messages[0].content[0]"),
 ])

@@ -37,7 +37,8 @@ def test_chat_is_the_answer_of_the_other_dialect(running, client):
     assert (answer.message.role, answer.message.content) == ("assistant", choice.message.content)
     assert (answer.done, answer.done_reason) == (True, "length")
     assert (answer.prompt_eval_count, answer.eval_count) == (usage.prompt_tokens, 12)
-    assert [token.logprob for token in answer.logprobs] == [token.logprob for token in choice.logprobs.content]
+    expected = [token.logprob for token in choice.logprobs.content]
+    assert [token.logprob for token in answer.logprobs] == expected
     assert answer.total_duration >= answer.eval_duration > 0
 
 
@@ -96,7 +97,8 @@ def test_what_clients_ask_about_models(running, client):
     ({"think": True}, "think"), ({"keep_alive": 0}, "keep_alive"), ({"keep_alive": "0s"}, "keep_alive"),
     ({"keep_alive": "soon"}, "keep_alive"), ({"options": {"num_ctx": 513}}, "options.num_ctx"),
     ({"options": {"mirostat": 1}}, "options.mirostat"), ({"options": {"num_gpu": 1}}, "options.num_gpu"),
-    ({"options": {"temperature": -1}}, "options.temperature"), ({"options": {"unheard": 1}}, "options.unheard"),
+    ({"options": {"temperature": -1}}, "options.temperature"),
+    ({"options": {"unheard": 1}}, "options.unheard"),
     ({"messages": [{"role": "user", "content": "x", "images": ["aGVsbG8="]}]}, "messages[0].images"),
 ])
 def test_what_is_not_done_is_refused_by_name(client, settings, name):

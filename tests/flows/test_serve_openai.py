@@ -66,12 +66,15 @@ def test_a_greedy_answer_is_that_of_transformers_with_its_logprobs(client, oracl
                for token in drawn)
     assert (choice.finish_reason, choice.message.role, choice.index) == ("length", "assistant", 0)
     assert answer.usage.prompt_tokens == len(prompt_ids(oracle, USER))
-    assert (answer.usage.completion_tokens, answer.usage.completion_tokens_details.reasoning_tokens) == (12, 0)
+    assert answer.usage.completion_tokens == 12
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
-@pytest.mark.parametrize("settings", [{}, {"n": 3}, {"stop": ["e", "\u3044"]}, {"logprobs": True, "top_logprobs": 2},
-                                      {"top_p": 0.8, "extra_body": {"top_k": 20, "repetition_penalty": 1.2}},
-                                      {"logit_bias": {"65": 60}, "presence_penalty": 0.5}])
+@pytest.mark.parametrize("settings", [
+    {}, {"n": 3}, {"stop": ["e", "\u3044"]}, {"logprobs": True, "top_logprobs": 2},
+    {"top_p": 0.8, "extra_body": {"top_k": 20, "repetition_penalty": 1.2}},
+    {"logit_bias": {"65": 60}, "presence_penalty": 0.5},
+])
 def test_a_stream_is_the_answer_in_pieces(client, settings):
     settings = {"seed": 11, "max_completion_tokens": 60, **settings}
     whole = chat(client, **settings)
@@ -167,11 +170,13 @@ REFUSED = [
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"store": True}, "store"), ({"metadata": {"a": "b"}}, "metadata"),
     ({"modalities": ["text", "audio"]}, "modalities"), ({"verbosity": "low"}, "verbosity"),
-    ({"service_tier": "flex"}, "service_tier"), ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
+    ({"service_tier": "flex"}, "service_tier"),
+    ({"prediction": {"type": "content", "content": "x"}}, "prediction"),
     ({"extra_body": {"no_such_field": 1}}, "no_such_field"), ({"extra_body": {"best_of": 2}}, "best_of"),
     ({"temperature": 2.5}, "temperature"), ({"temperature": -1}, "temperature"), ({"top_p": "1"}, "top_p"),
-    ({"n": 0}, "n"), ({"n": 10**6}, "n"), ({"n": True}, "n"), ({"seed": 1.5}, "seed"), ({"seed": 2**70}, "seed"),
-    ({"max_completion_tokens": 0}, "max_completion_tokens"), ({"stop": ["a"] * 5}, "stop"), ({"stop": ""}, "stop"),
+    ({"n": 0}, "n"), ({"n": 10**6}, "n"), ({"n": True}, "n"), ({"seed": 1.5}, "seed"),
+    ({"seed": 2**70}, "seed"), ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"stop": ["a"] * 5}, "stop"), ({"stop": ""}, "stop"),
     ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"stream_options": {"include_usage": True}}, "stream_options"), ({"messages": []}, "messages"),
@@ -194,8 +199,8 @@ def test_what_is_not_done_is_refused_by_name(client, settings, field):
 
 
 def test_values_that_ask_for_nothing_are_taken(client):
-    answer = chat(client, tools=[], tool_choice="none", response_format={"type": "text"}, store=False, user="u",
-                  modalities=["text"], service_tier="auto", parallel_tool_calls=True, metadata=None,
+    answer = chat(client, tools=[], tool_choice="none", response_format={"type": "text"}, store=False,
+                  user="u", modalities=["text"], service_tier="auto", parallel_tool_calls=True, metadata=None,
                   reasoning_effort="none", prompt_cache_key="k",
                   extra_body={"chat_template_kwargs": {"enable_thinking": False}})
     assert answer.usage.completion_tokens == 12
@@ -225,7 +230,8 @@ def test_models_are_listed_and_others_not_found(client):
 
 def test_completions_take_texts_and_tokens_and_draw_the_same(client, oracle):
     ids = oracle[0]("hello world", add_special_tokens=False)["input_ids"]
-    answer = client.completions.create(model="tiny", prompt=["hello world", "hello world"], max_tokens=8, n=2, seed=4)
+    twice = ["hello world", "hello world"]
+    answer = client.completions.create(model="tiny", prompt=twice, max_tokens=8, n=2, seed=4)
     tokens = client.completions.create(model="tiny", prompt=[ids], max_tokens=8, n=2, seed=4)
     texts = [choice.text for choice in answer.choices]
     assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
@@ -233,8 +239,7 @@ def test_completions_take_texts_and_tokens_and_draw_the_same(client, oracle):
     assert answer.usage.prompt_tokens == 2 * len(ids) and answer.usage.completion_tokens == 32
     assert client.completions.create(model="tiny", prompt=ids).usage.completion_tokens <= 16
     streamed = ["", "", "", ""]
-    for chunk in client.completions.create(model="tiny", prompt=["hello world", "hello world"], max_tokens=8, n=2,
-                                           seed=4, stream=True):
+    for chunk in client.completions.create(model="tiny", prompt=twice, max_tokens=8, n=2, seed=4, stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert streamed == texts
 
@@ -242,8 +247,8 @@ def test_completions_take_texts_and_tokens_and_draw_the_same(client, oracle):
 @pytest.mark.parametrize("max_tokens", [0, 3])
 def test_echo_scores_a_prompt_as_transformers_does(client, oracle, max_tokens):
     ids = oracle[0]("The quick brown fox \u732b", add_special_tokens=False)["input_ids"]
-    answer = client.completions.create(model="tiny", prompt=[ids], max_tokens=max_tokens, echo=True, logprobs=2,
-                                       temperature=0)
+    answer = client.completions.create(model="tiny", prompt=[ids], max_tokens=max_tokens, echo=True,
+                                       logprobs=2, temperature=0)
     choice = answer.choices[0]
     assert choice.text.startswith("The quick brown fox \u732b")
     drawn, more = greedy(oracle, ids, max_tokens)
@@ -268,8 +273,8 @@ def test_echo_scores_a_prompt_as_transformers_does(client, oracle, max_tokens):
 
 
 @pytest.mark.parametrize("settings,field", [
-    ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix"), ({"prompt": [[]]}, "prompt"), ({"prompt": []}, "prompt"),
-    ({"prompt": [1, "x"]}, "prompt"), ({"max_tokens": 0}, "max_tokens"), ({"logprobs": 21}, "logprobs"),
+    ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix"), ({"prompt": [[]]}, "prompt"),
+    ({"prompt": []}, "prompt"), ({"prompt": [1, "x"]}, "prompt"), ({"max_tokens": 0}, "max_tokens"), ({"logprobs": 21}, "logprobs"),
     ({"prompt": ["x"] * 257}, "prompt"),
 ])
 def test_what_completions_do_not_do_is_refused_by_name(client, settings, field):

@@ -1,4 +1,4 @@
-"""An answer over HTTP does not depend on who else asks: same text, same log-probabilities, to the last bit."""
+"""An answer over HTTP does not depend on who else asks: same text and log-probabilities, to the last bit."""
 
 import random
 import threading
@@ -8,11 +8,11 @@ import pytest
 from support.serving import serving
 
 PROBES = [
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the quick brown fox"}], "seed": 7, "n": 2,
-                              "logprobs": True, "top_logprobs": 4, "max_tokens": 60}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "dog " * 50}], "seed": 8, "temperature": 1.3,
-                              "top_p": 0.9, "repetition_penalty": 1.1, "stop": ["q", "\u3044"], "logprobs": True,
-                              "max_tokens": 60}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "the quick brown fox"}], "seed": 7,
+                              "n": 2, "logprobs": True, "top_logprobs": 4, "max_tokens": 60}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "dog " * 50}], "seed": 8,
+                              "temperature": 1.3, "top_p": 0.9, "repetition_penalty": 1.1,
+                              "stop": ["q", "\u3044"], "logprobs": True, "max_tokens": 60}),
     ("/v1/completions", {"prompt": ["The", "lazy cat sits"], "seed": 9, "logprobs": 3, "echo": True,
                          "max_tokens": 40}),
     ("/api/chat", {"messages": [{"role": "user", "content": "hello"}], "stream": False, "logprobs": True,

@@ -97,7 +97,7 @@ class Generation:
                     continue
             else:
                 event = events.get_nowait()
-                await asyncio.sleep(0)  # a backlog keeps nobody else waiting, nor the news that its client left
+                await asyncio.sleep(0)  # a backlog keeps nobody waiting, nor the news that its client left
             if event.error is not None:
                 raise event.error
             if event.index not in self.finish_reasons:
