@@ -5,7 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from openhearth.server.dialects import DIALECTS, anthropic, completions, messages, ollama, openai, openai_fields
+from openhearth.server.dialects import (
+    DIALECTS,
+    anthropic,
+    completions,
+    messages,
+    ollama,
+    openai,
+    openai_fields,
+)
 from openhearth.server.fields import describe
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
@@ -22,8 +30,9 @@ TABLES = {
 def written(text):
     """Return the page with its tables as the code has them."""
     for name, fields in TABLES.items():
+        table = describe(fields)
         text = re.sub(rf"(<!-- fields: {re.escape(name)} -->\n).*?(<!-- end -->)",
-                      lambda found, fields=fields: f"{found[1]}{describe(fields)}\n{found[2]}", text, flags=re.S)
+                      lambda found, table=table: f"{found[1]}{table}\n{found[2]}", text, flags=re.S)
     return text
 
 

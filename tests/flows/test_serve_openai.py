@@ -239,7 +239,8 @@ def test_completions_take_texts_and_tokens_and_draw_the_same(client, oracle):
     assert answer.usage.prompt_tokens == 2 * len(ids) and answer.usage.completion_tokens == 32
     assert client.completions.create(model="tiny", prompt=ids).usage.completion_tokens <= 16
     streamed = ["", "", "", ""]
-    for chunk in client.completions.create(model="tiny", prompt=twice, max_tokens=8, n=2, seed=4, stream=True):
+    for chunk in client.completions.create(model="tiny", prompt=twice, max_tokens=8, n=2, seed=4,
+                                           stream=True):
         streamed[chunk.choices[0].index] += chunk.choices[0].text
     assert streamed == texts
 
@@ -274,7 +275,8 @@ def test_echo_scores_a_prompt_as_transformers_does(client, oracle, max_tokens):
 
 @pytest.mark.parametrize("settings,field", [
     ({"best_of": 3}, "best_of"), ({"suffix": "x"}, "suffix"), ({"prompt": [[]]}, "prompt"),
-    ({"prompt": []}, "prompt"), ({"prompt": [1, "x"]}, "prompt"), ({"max_tokens": 0}, "max_tokens"), ({"logprobs": 21}, "logprobs"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [1, "x"]}, "prompt"), ({"max_tokens": 0}, "max_tokens"), ({"logprobs": 21}, "logprobs"),
     ({"prompt": ["x"] * 257}, "prompt"),
 ])
 def test_what_completions_do_not_do_is_refused_by_name(client, settings, field):

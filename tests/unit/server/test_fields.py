@@ -20,7 +20,8 @@ from openhearth.server.fields import (
 )
 
 TABLE = (Field("count", "how many", whole(0, 5)), Field("is_on", "whether", flag),
-         Field("t", "t", number(0, 2)), refused("tools", "not yet", []), not_applicable("user", "nobody is told"))
+         Field("t", "t", number(0, 2)), refused("tools", "not yet", []),
+         not_applicable("user", "nobody is told"))
 
 
 def names(fields):
