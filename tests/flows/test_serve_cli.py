@@ -20,11 +20,11 @@ READY = re.compile(r"serving (?P<names>.+) at (?P<url>http://\S+) \(context (\d+
 class Process:
     """A server process with its stderr read along."""
 
-    def __init__(self, home, *args):
+    def __init__(self, home, *args, socket_log=None):
         command = [sys.executable, "-m", "openhearth", "serve", *map(str, args), "--port", "0"]
         self.process = subprocess.Popen(
-            command, env=environment(home, HEARTH_OFFLINE="1"), text=True, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            command, env=environment(home, socket_log=socket_log, HEARTH_OFFLINE="1"), text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self.lines = []
         for line in self.process.stderr:
             self.lines.append(line)
@@ -68,13 +68,18 @@ def test_a_signal_ends_a_server_after_what_it_is_answering(tiny_folder, tmp_path
 def test_keys_come_from_a_file_and_ctrl_c_ends_quietly(tiny_folder, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text(f"# who may ask\nalice {hashlib.sha256(b'open sesame').hexdigest()}\n")
-    server = Process(tmp_path / "home", tiny_folder, "--api-key-file", keys, "--host", "0.0.0.0", "--quiet")
+    log = tmp_path / "sockets.log"
+    server = Process(tmp_path / "home", tiny_folder, "--api-key-file", keys, "--host", "0.0.0.0", "--quiet",
+                     socket_log=log)
     url = server.url.replace("0.0.0.0", "127.0.0.1") + "/v1/models"
     assert httpx.get(url).status_code == 401
     reply = httpx.get(url, headers={"Authorization": "Bearer open sesame"})
     assert [model["id"] for model in reply.json()["data"]] == [tiny_folder.name]
     assert server.end(signal.SIGINT) == 0
     assert len(server.lines) == 1, "--quiet has no log, and the end no words"
+    opened = [line.rpartition("] ")[2] for line in log.read_text().splitlines()]
+    assert opened.count("socket family=2") == 3, "one that listens, one for each request: none leaves"
+    assert [line for line in opened if not line.startswith("socket ")] == ["socket.getaddrinfo 0.0.0.0"]
 
 
 @pytest.fixture

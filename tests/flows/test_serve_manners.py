@@ -128,6 +128,9 @@ def test_what_is_no_json_object_is_refused(slow, content):
     {"temperature": 1e999}, {"seed": -2**63}, {"model": "\ud800"}, {"stop": "\ud800"},
     {"messages": [{"role": "user", "content": "\ud800 \u0000 \U0010ffff"}]}, {"logit_bias": {"999999": 1}},
     {"chat_template_kwargs": {"x": {"y": [None, 1.5]}}}, {"model": "x" * 5000},
+    {"chat_template_kwargs": {"tokenizer": 1}}, {"chat_template_kwargs": {"self": 1}},
+    {"chat_template_kwargs": {"bos_token": "<|im_end|>", "": 1, "a b": 2}}, {"messages": [{"role": []}]},
+    {"messages": [[]]}, {"messages": [{"role": "user", "content": [1]}]}, {"stream_options": []},
 ])
 def test_strange_values_are_served_or_refused_and_nothing_breaks(slow, settings):
     content = json.dumps(body(**settings)).replace("Infinity", "1e999").encode()

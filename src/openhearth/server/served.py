@@ -19,7 +19,8 @@ from openhearth.server.engine_thread import EngineThread
 from openhearth.server.errors import Refusal
 from openhearth.server.generation import Generation, Job
 
-_RESERVED = frozenset({"messages", "tools", "add_generation_prompt", "now", "template_name"})
+_RESERVED = frozenset({"self", "template", "tokenizer", "messages", "tools", "add_generation_prompt", "now",
+                       "template_name"})
 
 
 @dataclass(frozen=True)
