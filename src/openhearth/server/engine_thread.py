@@ -124,21 +124,26 @@ class EngineThread:
         self._commands.put(command)
 
     def _drive(self) -> None:
-        while True:
-            while not (self._commands.empty() and self.engine.has_work):
-                command = self._commands.get()
-                if command is None:
-                    self._end_all(HearthError("the server is stopping", hint="try again when it is back"))
-                    return
-                command()
+        is_stopping = False
+        while not is_stopping:
             try:
-                events = self.engine.step()
+                is_stopping = self._run_commands()
+                if not is_stopping:
+                    self._deliver(self.engine.step())
             except Exception as error:  # the edge of one step: those who were in it are told
+                log_traceback(error)
                 self._end_all(HearthError(f"a step of the engine failed: {type(error).__name__}: {error}",
                                           hint="the server's log shows where"))
-                log_traceback(error)
-            else:
-                self._deliver(events)
+        self._end_all(HearthError("the server is stopping", hint="try again when it is back"))
+
+    def _run_commands(self) -> bool:
+        """Run what waits, and wait while there is nothing to step; True when the thread is to end."""
+        while not (self._commands.empty() and self.engine.has_work):
+            command = self._commands.get()
+            if command is None:
+                return True
+            command()
+        return False
 
     def _deliver(self, events: Iterable[TokenEvent]) -> None:
         """Hand a step's events over, in one call per event loop."""
