@@ -13,6 +13,7 @@ from openhearth.server.dialects import (
     ollama,
     openai,
     openai_fields,
+    tokenizing,
 )
 from openhearth.server.fields import describe
 
@@ -23,7 +24,8 @@ TABLES = {
     "POST /v1/messages/count_tokens": anthropic.PROMPT_FIELDS, "POST /api/chat": ollama.CHAT_FIELDS,
     "POST /api/generate": ollama.GENERATE_FIELDS, "options": ollama.OPTIONS_FIELDS,
     "POST /api/show": ollama.SHOW_FIELDS, "a message": messages.MESSAGE_FIELDS,
-    "a part of a message": messages.PART_FIELDS,
+    "a part of a message": messages.PART_FIELDS, "POST /tokenize": tokenizing.TOKENIZE_FIELDS,
+    "POST /detokenize": tokenizing.DETOKENIZE_FIELDS,
 }
 
 

@@ -45,9 +45,9 @@ def drawn(server):
     (CHAT, never_ending(stream=True)), (CHAT, never_ending(stream=True, n=3)),
     ("/v1/completions", {"model": "tiny", "prompt": ["a", "b"], "max_tokens": LONG, "logit_bias": {"2": -100},
                          "stream": True}),
-    ("/v1/messages", {"model": "tiny", "max_tokens": LONG, "stream": True, "stop_sequences": ["\u0000"],
+    ("/v1/messages", {"model": "tiny", "max_tokens": LONG, "stream": True, "temperature": 0,
                       "messages": [{"role": "user", "content": "a"}]}),
-    ("/api/generate", {"model": "tiny", "prompt": "a"}),
+    ("/api/generate", {"model": "tiny", "prompt": "a", "options": {"temperature": 0}}),
 ])
 def test_a_client_that_leaves_a_stream_frees_its_pages(slow, path, request_body):
     before = drawn(slow)

@@ -109,7 +109,7 @@ def test_what_is_not_done_is_refused_by_name(client, settings, name):
 
 def test_values_that_home_assistants_send_are_taken(client):
     answer = client.chat("tiny", messages=USER, think=False, keep_alive="-1s", tools=[], format="",
-                         options={"num_ctx": 512, "num_predict": 3, "mirostat": 0})
+                         options={"num_ctx": 512, "num_predict": 3, "mirostat": 0, "temperature": 0})
     assert answer.eval_count == 3
 
 

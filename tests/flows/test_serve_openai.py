@@ -201,7 +201,7 @@ def test_what_is_not_done_is_refused_by_name(client, settings, field):
 def test_values_that_ask_for_nothing_are_taken(client):
     answer = chat(client, tools=[], tool_choice="none", response_format={"type": "text"}, store=False,
                   user="u", modalities=["text"], service_tier="auto", parallel_tool_calls=True, metadata=None,
-                  reasoning_effort="none", prompt_cache_key="k",
+                  reasoning_effort="none", prompt_cache_key="k", temperature=0,
                   extra_body={"chat_template_kwargs": {"enable_thinking": False}})
     assert answer.usage.completion_tokens == 12
 
@@ -283,6 +283,23 @@ def test_what_completions_do_not_do_is_refused_by_name(client, settings, field):
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(**{"model": "tiny", "prompt": "x", **settings})
     assert caught.value.param == field
+
+
+def test_texts_become_tokens_and_tokens_texts(running, oracle):
+    def post(path, **settings):
+        return httpx.post(running.url + path, json=settings).json()
+
+    text = "The quick fox \u732b <|im_end|>"
+    found = post("/tokenize", model="tiny", prompt=text, return_token_strs=True)
+    assert post("/detokenize", tokens=found["tokens"])["prompt"] == text
+    assert 2 not in found["tokens"] and found["token_strs"][:2] == ["The", " quick"]
+    assert (found["count"], found["max_model_len"]) == (len(found["tokens"]), 512)
+    assert post("/tokenize", messages=USER)["tokens"] == prompt_ids(oracle, USER)
+    assert post("/detokenize", tokens=[2])["prompt"] == "<|im_end|>"
+    for path, settings, field in (("/tokenize", {}, "prompt"), ("/detokenize", {"tokens": [512]}, "tokens"),
+                                  ("/detokenize", {"tokens": ["x"]}, "tokens"), ("/detokenize", {}, "tokens"),
+                                  ("/tokenize", {"prompt": "x", "chat_template": "y"}, "chat_template")):
+        assert post(path, **settings)["error"]["param"] == field
 
 
 @pytest.mark.parametrize("prompt", [[10**9], [-1], ""])

@@ -3,8 +3,9 @@
 from openhearth.server.dialects.anthropic import ANTHROPIC
 from openhearth.server.dialects.ollama import OLLAMA
 from openhearth.server.dialects.openai import OPENAI
+from openhearth.server.dialects.tokenizing import TOKENIZING
 
-DIALECTS = (OPENAI, ANTHROPIC, OLLAMA)
+DIALECTS = (OPENAI, ANTHROPIC, OLLAMA, TOKENIZING)
 
 NOT_SERVED = {
     **dict.fromkeys(("/v1/responses", "/v1/embeddings", "/api/embed", "/api/embeddings"),

@@ -12,14 +12,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from openhearth.errors import HearthError
 from openhearth.server.dialects import completions
 from openhearth.server.dialects.messages import read_messages
 from openhearth.server.dialects.openai_fields import (
     COMMON_FIELDS,
     LATER,
     MAX_LOGPROBS,
-    error_body,
+    error_document,
     include_usage,
     max_tokens_of,
     sampling_settings,
@@ -159,13 +158,9 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "openhearth"}
 
 
-def _error(error: HearthError, status: int, code: str | None, request_id: str) -> dict[str, Any]:
-    return error_body(error, status, code)
-
-
 OPENAI = Dialect("openai", (
     Route("GET", "/v1/models", list_models),
     Route("GET", "/v1/models/{id:path}", show_model),
     Route("POST", "/v1/chat/completions", chat),
     Route("POST", "/v1/completions", completions.complete),
-), _error)
+), error_document)

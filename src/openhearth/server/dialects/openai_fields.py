@@ -107,6 +107,11 @@ def error_body(error: HearthError, status: int, code: str | None) -> dict[str, A
                       "code": code}}
 
 
+def error_document(error: HearthError, status: int, code: str | None, request_id: str) -> dict[str, Any]:
+    """Return the body of an error; the request's id is in the headers."""
+    return error_body(error, status, code)
+
+
 def stream_error(error: HearthError) -> bytes:
     """Return the event of an error in a stream that has begun."""
     return to_event(error_body(error, *status_and_code(error)))
