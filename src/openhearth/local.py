@@ -264,7 +264,7 @@ class LocalModel:
             raise UsageError(f"unknown sampling setting: {error}",
                              hint="see openhearth.engine.Sampling") from error
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        rows = [_Row(self.tokenizer, stops) for _ in range(n)]
+        rows = [CompletionText(self.tokenizer, stops) for _ in range(n)]
         with self._lock:
             self._close_abandoned()
             request_id = self.engine.submit(request)
@@ -307,8 +307,12 @@ class LocalModel:
             self._close(self._abandoned.popleft())
 
 
-class _Row:
-    """Text and tokens of one completion while it grows."""
+class CompletionText:
+    """Text and tokens of one completion while it grows.
+
+    texts: what was safe to show, piece by piece. events: those that brought a token. finish_reason: None
+    until it ended. Example: ``CompletionText(tokenizer, ("END",)).add(event, stop_token_ids)``.
+    """
 
     def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...]) -> None:
         self.stream = chat.TextStream(tokenizer)
@@ -318,7 +322,7 @@ class _Row:
         self.finish_reason: str | None = None
 
     def add(self, event: TokenEvent, stop_token_ids: frozenset[int]) -> str:
-        """Take an event; returns the text that is now safe to show."""
+        """Take an event of a completion that has not ended; returns the text that is now safe to show."""
         shown, is_stopped = "", False
         if event.token_id is not None:
             self.events.append(event)
@@ -337,7 +341,8 @@ class _Row:
 class _Stream:
     """The open request behind `generate` and `stream`."""
 
-    def __init__(self, model: LocalModel, request_id: int, request: Request, rows: list[_Row]) -> None:
+    def __init__(self, model: LocalModel, request_id: int, request: Request,
+                 rows: list[CompletionText]) -> None:
         self.model = model
         self.request_id = request_id
         self.request = request
@@ -367,7 +372,7 @@ class _Stream:
             if timings is None:
                 self.model._close(self.request_id)
 
-    def _answer(self, row: _Row, timings: RequestTimings) -> Answer:
+    def _answer(self, row: CompletionText, timings: RequestTimings) -> Answer:
         return Answer(
             text="".join(row.texts), prompt_token_ids=self.request.prompt_token_ids,
             token_ids=tuple(event.token_id for event in row.events),

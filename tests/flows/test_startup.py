@@ -8,8 +8,8 @@ import sys
 import pytest
 from support.command import ROOT, environment
 
-HEAVY = ("torch", "numpy", "rich", "urllib3", "tokenizers", "jinja2", "openhearth.formats",
-         "openhearth.hub.pull")
+HEAVY = ("torch", "numpy", "rich", "urllib3", "tokenizers", "jinja2", "starlette", "uvicorn", "asyncio",
+         "openhearth.formats", "openhearth.hub.pull")
 
 CUT_IMPORTS = {
     "plain": "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n",

@@ -17,7 +17,7 @@ ROWS = {
     "models": 4,
     "engine": 5,
     "local": 6,
-    "bench": 7, "evals": 7, "tune": 7,
+    "bench": 7, "evals": 7, "server": 7, "tune": 7,
     "cli": 8,
 }
 NO_TORCH = [*(name for name, row in ROWS.items() if row <= 2), "tasks"]

@@ -27,35 +27,45 @@ class StopStrings:
                 hint="leave it out",
             )
         self._held = ""
-        self._is_stopped = False
+        self._met: str | None = None
 
     @property
     def is_stopped(self) -> bool:
         """True once a stop string was met; everything after it is dropped."""
-        return self._is_stopped
+        return self._met is not None
+
+    @property
+    def met(self) -> str | None:
+        """The stop string that was met; of two that begin at the same place, the one given first."""
+        return self._met
 
     def push(self, text: str) -> tuple[str, bool]:
         """Return the text that can be shown, and True when a stop string was met."""
-        if self._is_stopped:
+        if self.is_stopped:
             return "", True
         held = self._held + text
-        found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
+        first = self._find(held)
         keep = _first_open(held, self._stops)
-        if found and min(found) <= keep:
+        if first is not None and first[0] <= keep:
             # A longer stop that began earlier could still be completed; only then is there no verdict.
-            self._held, self._is_stopped = "", True
-            return held[: min(found)], True
+            self._held, self._met = "", first[1]
+            return held[: first[0]], True
         self._held = held[keep:]
         return held[:keep], False
 
     def finish(self) -> str:
         """Return what was held back at the end of the text, cut at a stop string."""
         held, self._held = self._held, ""
-        found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self._is_stopped = True
-            return held[: min(found)]
+        first = self._find(held)
+        if first is not None:
+            self._met = first[1]
+            return held[: first[0]]
         return held
+
+    def _find(self, text: str) -> tuple[int, str] | None:
+        """Return where the first stop string begins, and which it is."""
+        found = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        return min(found, key=lambda pair: pair[0], default=None)
 
 
 def _first_open(text: str, stops: tuple[str, ...]) -> int:

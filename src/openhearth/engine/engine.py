@@ -25,6 +25,7 @@ from openhearth.engine.records import (
     FinishReason,
     Request,
     RequestTimings,
+    Sampling,
     TokenEvent,
 )
 from openhearth.engine.scheduler import Chunk, Scheduler
@@ -97,7 +98,8 @@ class Engine:
             Running(request_id, index, self._num_sequences + index, sampling, list(prompt), len(prompt),
                     counts=TokenCounts(prompt) if needs_counts(sampling) else None,
                     adapter_slot=None if adapter is None else adapter.slot,
-                    root=self.pages.root_of(None if adapter is None else adapter.version))
+                    root=self.pages.root_of(None if adapter is None else adapter.version,
+                                            request.cache_salt))
             for index in range(request.n)]
         self._num_sequences += request.n
         self._live[request_id] = {sequence.index: sequence for sequence in sequences}
@@ -196,19 +198,25 @@ class Engine:
         Runs outside the cache, in one forward. Raises: PromptTooLong, UsageError.
         """
         prompt = tuple(prompt_token_ids)
-        if len(prompt) > self.model.spec.max_position:
-            raise PromptTooLong(f"the text has {len(prompt)} tokens, the model's context is "
-                                f"{self.model.spec.max_position}", hint="score it in parts")
-        self._check_tokens(prompt)
         with torch.inference_mode():
-            token_ids_T = torch.tensor(prompt, device=self.device)
-            positions_T = torch.arange(len(prompt), device=self.device)
-            attn = AttnInput.without_cache((len(prompt),), self.cache_dtype)
-            arguments = [token_ids_T, positions_T, attn]
-            if adapter is not None:
-                arguments.append(AdapterRows(((0, len(prompt), find_adapter(self.model, adapter).slot),)))
-            hidden_TD = self.model.forward(*arguments)
-            return token_logprobs(hidden_TD[:-1], self.model.logits, token_ids_T[1:]).tolist()
+            hidden_TD = self._forward_alone(prompt, adapter)
+            targets_T = torch.tensor(prompt[1:], device=self.device)
+            return token_logprobs(hidden_TD[:-1], self.model.logits, targets_T).tolist()
+
+    def rank(self, prompt_token_ids: Sequence[int], num_logprobs: int,
+             adapter: str | None = None) -> list[tuple[tuple[int, float], ...]]:
+        """Return, for every token but the first, what was likeliest in its place, as `score` sees it.
+
+        (token id, logprob) pairs, best first. Raises: as `score`.
+        """
+        prompt = tuple(prompt_token_ids)
+        row = Row(Sampling(temperature=0.0, num_logprobs=num_logprobs))
+        ranked = []
+        with torch.inference_mode():
+            for hidden_RD in self._forward_alone(prompt, adapter)[:-1].split(_ROWS_AT_ONCE):
+                draws = draw(self.model.logits(hidden_RD), [row] * len(hidden_RD))
+                ranked += [drawn.top_logprobs for drawn in draws]
+        return ranked
 
     def timings(self, request_id: int) -> RequestTimings:
         """Return where a request's time went so far; kept for the last thousand requests.
@@ -253,6 +261,19 @@ class Engine:
             raise QueueFull(
                 f"{self.scheduler.num_waiting} completions are waiting, {request.n} more do not fit",
                 why=f"max_queued is {self.settings.max_queued}", hint="try again when some have ended")
+
+    def _forward_alone(self, prompt: tuple[int, ...], adapter: str | None) -> Tensor:
+        """Return hidden [T, D] of a text outside the cache. Raises: PromptTooLong, UsageError."""
+        if len(prompt) > self.model.spec.max_position:
+            raise PromptTooLong(f"the text has {len(prompt)} tokens, the model's context is "
+                                f"{self.model.spec.max_position}", hint="score it in parts")
+        self._check_tokens(prompt)
+        token_ids_T = torch.tensor(prompt, device=self.device)
+        positions_T = torch.arange(len(prompt), device=self.device)
+        arguments = [token_ids_T, positions_T, AttnInput.without_cache((len(prompt),), self.cache_dtype)]
+        if adapter is not None:
+            arguments.append(AdapterRows(((0, len(prompt), find_adapter(self.model, adapter).slot),)))
+        return self.model.forward(*arguments)
 
     def _check_tokens(self, prompt: Sequence[int]) -> None:
         num_tokens = self.model.spec.vocab_size

@@ -34,11 +34,13 @@ class PageTable:
         self._page_of_name: dict[bytes, int] = {}
         self._name_of_page: dict[int, bytes] = {}
 
-    def root_of(self, adapter_version: str | None) -> bytes:
-        """Return what the names of a sequence's pages begin with, given the adapter that it takes."""
-        if adapter_version is None:
-            return self.root
-        return hashlib.blake2b(adapter_version.encode(), key=self.root, digest_size=16).digest()
+    def root_of(self, adapter_version: str | None, salt: str = "") -> bytes:
+        """Return what the names of a sequence's pages begin with, given its adapter and its cache salt."""
+        root = self.root
+        for text in (adapter_version, salt):
+            if text:
+                root = hashlib.blake2b(text.encode(), key=root, digest_size=16).digest()
+        return root
 
     @property
     def num_free(self) -> int:

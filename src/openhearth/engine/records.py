@@ -81,12 +81,17 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt and how to continue it, n times. adapter: name of one that the engine has, or None."""
+    """One prompt and how to continue it, n times. adapter: name of one that the engine has, or None.
+
+    cache_salt: requests share cached prefixes with those of the same salt only, so that nobody can tell
+    from an answer's speed what others asked.
+    """
 
     prompt_token_ids: tuple[int, ...]
     sampling: Sampling = Sampling()
     n: int = 1
     adapter: str | None = None
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:

@@ -83,3 +83,13 @@ def test_no_stops_hold_nothing():
 def test_empty_stop_string_is_refused():
     with pytest.raises(UsageError, match="stop string is empty"):
         StopStrings(["a", ""])
+
+
+def test_which_stop_was_met_is_known():
+    for stops, pieces, met in ((["b", "ab"], ["xa", "b"], "ab"), (["ab", "abc"], ["ab", "c"], "ab"),
+                               (["zz"], ["a"], None), (["end"], ["the e", "nd"], "end")):
+        stopper = StopStrings(stops)
+        for piece in pieces:
+            stopper.push(piece)
+        stopper.finish()
+        assert (stopper.met, stopper.is_stopped) == (met, met is not None)

@@ -1,0 +1,18 @@
+"""The dialects that the server speaks, one file each, and what of them it does not serve yet."""
+
+from openhearth.server.dialects.anthropic import ANTHROPIC
+from openhearth.server.dialects.ollama import OLLAMA
+from openhearth.server.dialects.openai import OPENAI
+from openhearth.server.dialects.tokenizing import TOKENIZING
+
+DIALECTS = (OPENAI, ANTHROPIC, OLLAMA, TOKENIZING)
+
+NOT_SERVED = {
+    **dict.fromkeys(("/v1/responses", "/v1/embeddings", "/api/embed", "/api/embeddings"),
+                    "this version does not have it"),
+    **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"),
+                    "models are changed by `hearth pull` and `hearth rm`, not over the network"),
+}
+"""Paths that clients of these dialects know, and why they are answered with 404."""
+
+__all__ = ["DIALECTS", "NOT_SERVED"]

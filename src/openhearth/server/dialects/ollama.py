@@ -1,0 +1,275 @@
+"""Ollama's dialect: chat and generate, and what its clients ask about models.
+
+Wire format: read from ollama 0.6.3 (the Python client) and pinned by tests against it. Streams are lines of
+JSON; `stream` is on unless it is turned off.
+
+Does not: change models (`hearth pull` does), call tools, think, or read images; they are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from openhearth.errors import HearthError
+from openhearth.server.dialects.messages import read_messages
+from openhearth.server.dialects.ollama_models import describe, model_facts
+from openhearth.server.dialects.tokens import token_records
+from openhearth.server.errors import Refusal, sentence
+from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
+from openhearth.server.fields import (
+    Field,
+    flag,
+    mapping,
+    number,
+    one_of,
+    read_fields,
+    refused,
+    require,
+    stop_texts,
+    text,
+    whole,
+    wrong,
+)
+from openhearth.server.generation import Generation
+
+MAX_LOGPROBS = 20
+_DURATION = re.compile(r"-?(?:\d{1,12}(?:\.\d{1,12})?(?:ns|us|ms|s|m|h)?){1,6}")
+
+
+def _keep_alive(name: str, value: Any) -> None:
+    """Take any time but none: the model stays as long as the server runs."""
+    is_time = isinstance(value, int | float | str) and not isinstance(value, bool)
+    if not is_time or not _DURATION.fullmatch(str(value)):
+        raise wrong(name, value, "seconds, or a duration such as `5m`")
+    if not re.search("[1-9]", str(value)):
+        raise Refusal(f"`{name}` is `{value}`", field=name, code="unsupported_field",
+                      why="this version unloads no model while it runs", hint="leave it out")
+
+
+def _messages(name: str, value: Any) -> list[dict[str, Any]]:
+    """Read messages; none ask to load the model, which it is."""
+    return read_messages(name, value) if value != [] else []
+
+
+COMMON_FIELDS = (
+    Field("model", "the served model, or one of its adapters; `:latest` may follow", text),
+    Field("stream", "lines of JSON as the answer grows; on unless `false`", flag),
+    Field("options", "how to draw; see below", mapping),
+    Field("logprobs", "log-probabilities of the tokens", flag),
+    Field("top_logprobs", f"and of 0 to {MAX_LOGPROBS} alternatives; needs `logprobs`",
+          whole(0, MAX_LOGPROBS)),
+    Field("keep_alive", "the model stays as long as the server runs; `0`, which unloads, is refused",
+          _keep_alive),
+    Field("think", "`false` tells the template not to think; others are refused: thinking is not split from "
+          "the answer in this version", one_of(False)),
+    refused("format", "schemas are not in this version", ""),
+)
+
+CHAT_FIELDS = (
+    Field("messages", "text of `system`, `user` and `assistant`; an empty list does nothing", _messages),
+    *COMMON_FIELDS,
+    refused("tools", "tool calls are not in this version", []),
+)
+
+GENERATE_FIELDS = (
+    Field("prompt", "the user's words; an empty text is answered at once", text),
+    Field("system", "the system message", text),
+    Field("raw", "the prompt as it is, without the chat template; control tokens in it stay text", flag),
+    *COMMON_FIELDS,
+    refused("suffix", "models are not asked to fill in a middle in this version", ""),
+    refused("template", "the model's own template is used", ""),
+    refused("context", "the older way to continue; send messages to `/api/chat`", []),
+    refused("images", "this version reads text only", []),
+    refused("width", "this version writes text only"),
+    refused("height", "this version writes text only"),
+    refused("steps", "this version writes text only"),
+)
+
+_LOADED = "is chosen when the server loads the model"
+
+OPTIONS_FIELDS = (
+    Field("num_predict", "longest answer; -1 and -2 are the rest of the context", whole(-2, 2**31)),
+    Field("num_ctx", "taken up to the context that the server has, more is refused", whole(1, 2**31)),
+    Field("seed", "same request, same seed, same weights: same answer", whole(-2**63, 2**63 - 1)),
+    Field("stop", "texts; the answer ends before one", stop_texts(64)),
+    Field("temperature", "0 is greedy; the model's own recommendation when left out", number(0, 100)),
+    Field("top_k", "the K likeliest tokens, 0 is off", whole(0, 2**31)),
+    Field("top_p", "the likeliest tokens up to this mass", number(0, 1)),
+    Field("min_p", "drop tokens below this share of the likeliest", number(0, 1)),
+    Field("repeat_penalty", "above 1: tokens of prompt and answer are less likely", number(0.01, 100)),
+    Field("presence_penalty", "taken from tokens that the answer has", number(-2, 2)),
+    Field("frequency_penalty", "taken once per occurrence in the answer", number(-2, 2)),
+    refused("repeat_last_n", "penalties look at the whole text; `-1`, which says so, is taken", -1),
+    refused("typical_p", "not in this version; `1`, which is off, is taken", 1),
+    refused("tfs_z", "not in this version; `1`, which is off, is taken", 1),
+    refused("mirostat", "not in this version; `0`, which is off, is taken", 0),
+    refused("mirostat_tau", "not in this version"),
+    refused("mirostat_eta", "not in this version"),
+    refused("penalize_newline", "not in this version"),
+    refused("num_keep", "a conversation that is too long is refused, not cut"),
+    *(refused(name, _LOADED) for name in (
+        "numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all", "vocab_only",
+        "use_mmap", "use_mlock", "embedding_only", "num_thread")),
+)
+
+SHOW_FIELDS = (
+    Field("model", "the served model, or one of its adapters", text),
+    Field("name", "the older name of `model`", text),
+    refused("verbose", "the tokens of a vocabulary are not sent", False),
+)
+
+_OURS = {"temperature": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+         "repeat_penalty": "repetition_penalty", "presence_penalty": "presence_penalty",
+         "frequency_penalty": "frequency_penalty"}
+
+
+async def chat(call: Call) -> Stream | dict[str, Any]:
+    """`POST /api/chat`."""
+    values = read_fields(CHAT_FIELDS, call.body)
+    require(values, "model")
+    messages = values.get("messages", [])
+
+    def shown(piece: str) -> dict[str, Any]:
+        return {"message": {"role": "assistant", "content": piece}}
+
+    return await _answer(call, values, messages, shown)
+
+
+async def generate(call: Call) -> Stream | dict[str, Any]:
+    """`POST /api/generate`."""
+    values = read_fields(GENERATE_FIELDS, call.body)
+    require(values, "model")
+    prompt, system = values.get("prompt", ""), values.get("system")
+    is_raw = values.get("raw", False)
+    if is_raw and system is not None:
+        raise Refusal("`system` is given with `raw`", field="system", why="a raw prompt has no roles")
+    messages: list[dict[str, str]] | str = prompt
+    if prompt and not is_raw:
+        messages = [{"role": "user", "content": prompt}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+
+    def shown(piece: str) -> dict[str, Any]:
+        return {"response": piece}
+
+    return await _answer(call, values, messages, shown)
+
+
+async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str,
+                  shown: Any) -> Stream | dict[str, Any]:
+    """Answer a conversation or a raw text. shown: what holds a piece of the answer."""
+    served, started = call.served, time.perf_counter()
+    adapter = served.adapter_of(values["model"])
+    options = read_fields(OPTIONS_FIELDS, values.get("options", {}), "options")
+    has_logprobs, num_logprobs = values.get("logprobs", False), values.get("top_logprobs", 0)
+    if num_logprobs and not has_logprobs:
+        raise Refusal(f"`top_logprobs` is `{num_logprobs}` without `logprobs`", field="top_logprobs")
+    context = served.engine.context_length
+    if options.get("num_ctx", 0) > context:
+        raise Refusal(f"`options.num_ctx` is `{options['num_ctx']}`", field="options.num_ctx",
+                      why=f"the server has a context of {context} tokens", hint="hearth serve --context")
+    if options.get("num_predict") == 0:
+        raise wrong("options.num_predict", 0, "1 or more tokens, or -1")
+    call.note(model=values["model"])
+    if not prompt:
+        return {**_head(values["model"]), **shown(""), "done": True, "done_reason": "load"}
+    variables = {"enable_thinking": False, "thinking": False} if "think" in values else {}
+    token_ids = await (served.encode(prompt) if isinstance(prompt, str) else served.render(prompt, variables))
+    settings = {ours: options[theirs] for theirs, ours in _OURS.items() if theirs in options}
+    num_predict = options.get("num_predict", -1)
+    generation = await call.open(served.job(
+        token_ids, adapter=adapter, settings={**settings, "num_logprobs": num_logprobs},
+        max_tokens=num_predict if num_predict > 0 else None, seed=options.get("seed"),
+        stops=options.get("stop", ()), cache_salt=call.cache_salt))
+
+    def logprobs(events: tuple) -> dict[str, Any]:
+        return {"logprobs": token_records(served.model.tokenizer, events)} if has_logprobs else {}
+
+    async def lines() -> AsyncIterator[bytes]:
+        async for part in generation.parts():
+            if part is None:
+                continue
+            head = _head(values["model"])
+            if part.text or part.events:
+                yield _line({**head, **shown(part.text), **logprobs(part.events), "done": False})
+            if part.finish_reason is not None:
+                yield _line({**head, **shown(""), **_end(generation, part.finish_reason, started)})
+        call.note_generation(generation)
+
+    if values.get("stream", True):
+        return Stream("application/x-ndjson", lines(), _stream_error)
+    choice = (await generation.collect())[0]
+    call.note_generation(generation)
+    return {**_head(values["model"]), **shown(choice.text), **logprobs(choice.events),
+            **_end(generation, choice.finish_reason, started)}
+
+
+def _head(model: str) -> dict[str, Any]:
+    return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
+
+
+def _end(generation: Generation, reason: str, started: float) -> dict[str, Any]:
+    """Return what the last record says: why it ended, counts, and nanoseconds."""
+    now, first = time.perf_counter(), generation.first_s
+    return {"done": True, "done_reason": reason, "total_duration": _ns(now - started), "load_duration": 0,
+            "prompt_eval_count": generation.prompt_tokens,
+            "prompt_eval_duration": _ns(first - generation.submitted_s),
+            "eval_count": generation.completion_tokens, "eval_duration": _ns(now - first)}
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    return to_json(record) + b"\n"
+
+
+def _ns(seconds: float) -> int:
+    return round(seconds * 1e9)
+
+
+async def list_tags(call: Call) -> dict[str, Any]:
+    """`GET /api/tags`."""
+    return {"models": [describe(call.served, name) for name in call.served.names]}
+
+
+async def list_running(call: Call) -> dict[str, Any]:
+    """`GET /api/ps`: what is served is loaded."""
+    return {"models": [{**describe(call.served, name), "size_vram": 0,
+                        "expires_at": "9999-12-31T23:59:59Z",
+                        "context_length": call.served.engine.context_length} for name in call.served.names]}
+
+
+async def show(call: Call) -> dict[str, Any]:
+    """`POST /api/show`."""
+    values = read_fields(SHOW_FIELDS, call.body)
+    name = values.get("model", values.get("name"))
+    if name is None:
+        raise Refusal("`model` is missing", field="model", code="missing_field")
+    call.served.adapter_of(name)
+    return model_facts(call.served, name)
+
+
+async def show_version(call: Call) -> dict[str, str]:
+    """`GET /api/version`: openhearth's own."""
+    return {"version": version("openhearth")}
+
+
+def _error(error: HearthError, status: int, code: str | None, request_id: str) -> dict[str, Any]:
+    return {"error": sentence(error)}
+
+
+def _stream_error(error: HearthError) -> bytes:
+    return _line({"error": sentence(error)})
+
+
+OLLAMA = Dialect("ollama", (
+    Route("POST", "/api/chat", chat),
+    Route("POST", "/api/generate", generate),
+    Route("GET", "/api/tags", list_tags),
+    Route("GET", "/api/ps", list_running),
+    Route("POST", "/api/show", show),
+    Route("GET", "/api/version", show_version),
+), _error)

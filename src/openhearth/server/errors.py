@@ -1,0 +1,59 @@
+"""What went wrong, as HTTP says it: one table from the error tree to a status and a code.
+
+Does not: know how a dialect writes an error (`dialects/`), or print (`cli/`).
+"""
+
+from __future__ import annotations
+
+from openhearth.errors import (
+    HearthError,
+    ModelNotFound,
+    NotEnoughMemory,
+    PromptTooLong,
+    QueueFull,
+    TemplateError,
+    Unsupported,
+    UsageError,
+)
+
+RETRY_AFTER_S = 1
+"""Told to a client that found the queue full: the time of some steps."""
+
+_TABLE: tuple[tuple[type[HearthError], int, str | None], ...] = (
+    (PromptTooLong, 400, "context_length_exceeded"),
+    (QueueFull, 429, "queue_full"),
+    (ModelNotFound, 404, "model_not_found"),
+    (NotEnoughMemory, 503, "not_enough_memory"),
+    (UsageError, 400, None),
+    (TemplateError, 400, "chat_template"),
+    (Unsupported, 400, "unsupported"),
+)
+
+
+class Refusal(HearthError):
+    """A request that the server does not serve, with the status and code that say why.
+
+    field: the one that is wrong, where one is.
+    Example: ``Refusal("no model `x`", status=404, code="model_not_found", field="model")``.
+    """
+
+    def __init__(self, what: str, *, status: int = 400, code: str | None = None, field: str | None = None,
+                 why: str = "", hint: str = "") -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.status, self.code, self.field = status, code, field
+
+
+def status_and_code(error: HearthError) -> tuple[int, str | None]:
+    """Return the HTTP status of an error, and a code for programs; 500 for what is no fault of a request."""
+    if isinstance(error, Refusal):
+        return error.status, error.code
+    for kind, status, code in _TABLE:
+        if isinstance(error, kind):
+            return status, code
+    return 500, "internal_error"
+
+
+def sentence(error: HearthError) -> str:
+    """Return an error's message in one line."""
+    parts = [error.what, "; ".join(error.why.splitlines()), f"hint: {error.hint}" if error.hint else ""]
+    return "; ".join(part for part in parts if part)

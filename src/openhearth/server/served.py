@@ -1,0 +1,117 @@
+"""The model that a server serves, by its names, and what a request in text becomes for the engine.
+
+Does not: know wire formats, or load a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from openhearth.engine import Engine, Request, Sampling
+from openhearth.local import LocalModel
+from openhearth.server.engine_thread import EngineThread
+from openhearth.server.errors import Refusal
+from openhearth.server.generation import Generation, Job
+
+_RESERVED = frozenset({"self", "template", "tokenizer", "messages", "tools", "add_generation_prompt", "now",
+                       "template_name"})
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server lets a request ask for.
+
+    max_body_bytes: of a request's body, which must be there within body_s seconds. max_waiting: completions
+    in the line, more are refused. max_n: answers to one prompt. max_prompts: prompts of one request.
+    Example: ``Limits(max_waiting=16)``.
+    """
+
+    max_body_bytes: int = 16 << 20
+    body_s: float = 30.0
+    max_waiting: int = 256
+    max_n: int = 128
+    max_prompts: int = 256
+
+
+class Served:
+    """One model with its adapters, over one engine thread.
+
+    name: what requests call the model; each adapter is called by its own name. The adapters are attached to
+    the model's engine already. Example: ``Served(load("smollm2"), "smollm2", adapters=("polite",))``.
+    """
+
+    def __init__(self, model: LocalModel, name: str, *, adapters: Sequence[str] = (),
+                 limits: Limits = Limits()) -> None:
+        self.model, self.name, self.limits = model, name, limits
+        self.names = (name, *adapters)
+        self.loaded_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        self.thread = EngineThread(model.engine, max_waiting=limits.max_waiting)
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; only the engine thread may change it."""
+        return self.model.engine
+
+    def adapter_of(self, name: str) -> str | None:
+        """Return the adapter that a model name means, None for the model itself.
+
+        `name:latest` is the name, as Ollama's clients write it. Raises: Refusal with status 404.
+        """
+        short = name.removesuffix(":latest")
+        if short not in self.names:
+            raise Refusal(f"no model `{name[:120]}` is served here", status=404, code="model_not_found",
+                          field="model", why=f"served: {', '.join(self.names)}")
+        return None if short == self.name else short
+
+    async def render(self, messages: Sequence[Mapping[str, Any]],
+                     variables: Mapping[str, Any] | None = None, *, prefill: str = "") -> tuple[int, ...]:
+        """Return the token ids of a conversation, up to the assistant's turn or into it.
+
+        variables: for the template. prefill: how the assistant's turn begins. Nothing in messages can become
+        a control token. Raises: Refusal, TemplateError, UsageError.
+        """
+        taken = sorted(_RESERVED & set(variables or ()))
+        if taken:
+            raise Refusal(f"`chat_template_kwargs` has `{taken[0]}`", field="chat_template_kwargs",
+                          why="the server sets it")
+
+        def work() -> tuple[int, ...]:
+            rendered = self.model.render(messages, **(variables or {})).token_ids
+            return (*rendered, *self.model.tokenizer.encode(prefill)) if prefill else rendered
+
+        return await asyncio.to_thread(work)
+
+    async def encode(self, text: str) -> tuple[int, ...]:
+        """Return the token ids of a plain prompt, with BOS where the tokenizer adds one."""
+        return await asyncio.to_thread(self.model.encode_prompt, text)
+
+    def job(self, prompt_token_ids: Sequence[int], *, adapter: str | None, settings: Mapping[str, Any],
+            max_tokens: int | None = None, n: int = 1, seed: int | None = None,
+            stops: Sequence[str] = (), cache_salt: str = "") -> Job:
+        """Return what to ask the engine for. settings: as in `engine.Sampling`; the model's own for the rest.
+
+        max_tokens: None is all that fits the context. seed: None draws one. Raises: UsageError.
+        """
+        room = max(1, self.engine.context_length - len(prompt_token_ids))
+        sampling = Sampling(**{**self.model.default_sampling, **settings},
+                            seed=secrets.randbits(63) if seed is None else seed % 2**64,
+                            max_tokens=room if max_tokens is None else max_tokens,
+                            stop_token_ids=self.model.tokenizer.stop_token_ids)
+        return Job(Request(tuple(prompt_token_ids), sampling, n=n, adapter=adapter, cache_salt=cache_salt),
+                   tuple(stops))
+
+    async def open(self, job: Job, stack: AsyncExitStack) -> Generation:
+        """Put a job into the line; it ends with the stack at the latest.
+
+        Raises: PromptTooLong, QueueFull, UsageError.
+        """
+        ticket = await self.thread.submit(job.request)
+        generation = Generation(self.thread, ticket, job, self.model.tokenizer)
+        stack.callback(generation.close)
+        return generation
