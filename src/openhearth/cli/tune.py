@@ -13,7 +13,7 @@ from openhearth.errors import UsageError
 if TYPE_CHECKING:
     from openhearth.config import Config
     from openhearth.runs import RunFolder
-    from openhearth.tune import DistillSettings, Job
+    from openhearth.tune import Job, TuneSettings
 
 
 def command(
@@ -94,40 +94,57 @@ def _tune(what: str, given: dict[str, Any], *, is_resumed: bool, is_dry_run: boo
     config = Config.from_env()
     if what.endswith(".toml"):
         recipe = tune.read_recipe(Path(what))
+        if "stage" in recipe:
+            from openhearth.cli.tune_chain import tune_chain
+
+            tune_chain(tune.build_chain(recipe, given), config, is_resumed=is_resumed, is_dry_run=is_dry_run,
+                       is_json=is_json)
+            return
         what, given = recipe.pop("method"), {**recipe, **given}
     settings = tune.build_settings(what, given)
     run = runs.RunFolder(config.home, settings.out)
+    if ":" in settings.out:
+        raise UsageError(f"`{settings.out}` is the name of a chain's stage",
+                         hint="hearth tune RECIPE.toml --resume goes on with the chain")
     fetch_model(settings.model, config, before_fetch=lambda: None)
     if is_dry_run:
         _show_plan(tune.prepare(settings, config), is_json=is_json)
         return
-    if run.exists and not is_resumed:
-        raise UsageError(f"there is a run `{settings.out}` already",
-                         hint="--resume goes on with it; another --out NAME starts anew")
+    refuse_existing(run, is_resumed=is_resumed)
     with run.working():
         if run.is_finished:
             print_note(f"the run `{settings.out}` is finished")
-            _print_end(run, run.receipt(), is_json=is_json)
+            print_end(run, run.receipt(), is_json=is_json)
             return
-        if what == "distill" and not settings.is_on_policy:
-            _ask_teacher(settings, config, run)
+        ask_teacher(settings, config, run)
         job = tune.prepare(settings, config, resumed=run.config() if run.exists else None)
-        _train(job, run, is_json=is_json)
+        print_end(run, train(job, run), is_json=is_json)
 
 
-def _ask_teacher(settings: DistillSettings, config: Config, run: RunFolder) -> None:
+def refuse_existing(run: RunFolder, *, is_resumed: bool) -> None:
+    """Refuse to begin a run that is there. Raises: UsageError."""
+    if run.exists and not is_resumed:
+        raise UsageError(f"there is a run `{run.name}` already",
+                         hint="--resume goes on with it; another --out NAME starts anew")
+
+
+def ask_teacher(settings: TuneSettings, config: Config, run: RunFolder) -> None:
+    """Have the teacher answer where a run learns from its answers; nothing for other runs."""
     from openhearth import tune
     from openhearth.cli.interrupt import raise_on_interrupt
     from openhearth.cli.loading import fetch_model
     from openhearth.cli.output import print_note
 
+    if not isinstance(settings, tune.DistillSettings) or settings.is_on_policy:
+        return
     fetch_model(settings.teacher or settings.model, config, before_fetch=lambda: None)
     with raise_on_interrupt():
         tune.sample_teacher(settings, config, run, on_block=lambda done, right, total: print_note(
             f"teacher: {done} of {total} problems, {right} right answers"))
 
 
-def _train(job: Job, run: RunFolder, *, is_json: bool) -> None:
+def train(job: Job, run: RunFolder) -> dict[str, Any]:
+    """Do a job with its plan and progress on stderr, and return its receipt."""
     from openhearth import hardware, tune
     from openhearth.cli.interrupt import raise_on_interrupt
     from openhearth.cli.tune_report import ProgressLine, print_plan
@@ -138,9 +155,8 @@ def _train(job: Job, run: RunFolder, *, is_json: bool) -> None:
     set_num_threads(job.plan.settings.threads or hardware.usable_cores())
     progress = ProgressLine(job.plan.num_steps)
     with raise_on_interrupt(), progress:
-        receipt = tune.run_job(job, run, versions=read_versions(), matmul_flops_per_s=_matmul_rate(job),
-                               on_step=progress.show)
-    _print_end(run, receipt, is_json=is_json)
+        return tune.run_job(job, run, versions=read_versions(), matmul_flops_per_s=_matmul_rate(job),
+                            on_step=progress.show)
 
 
 def _matmul_rate(job: Job) -> float:
@@ -162,25 +178,22 @@ def _show_plan(job: Job, *, is_json: bool) -> None:
     print_samples(job, has_colour=use_colour(sys.stdout))
 
 
-def _print_end(run: RunFolder, receipt: dict[str, Any], *, is_json: bool) -> None:
+def print_end(run: RunFolder, receipt: dict[str, Any], *, is_json: bool) -> None:
+    """Print how a run ended."""
     from openhearth.cli.output import print_fields, print_json
+    from openhearth.cli.tune_report import result_lines
     from openhearth.units import format_bytes, format_seconds
 
     if is_json:
         print_json({"run": run.name, "path": str(run.path), "output": str(run.output), "receipt": receipt})
         return
-    result, measured = receipt["result"], receipt["measured"]
-    held_out = result.get("held_out_loss")
+    measured = receipt["measured"]
     is_adapter = "adapter_model.safetensors" in receipt["outputs"]
     model = receipt["settings"]["model"]
     print_fields({
-        "run": run.name,
-        "loss": f"{result['first_loss']:.4f} -> {result['last_loss']:.4f}" if "first_loss" in result else "",
-        "reward": (f"{result['first_reward']:.3f} -> {result['last_reward']:.3f}" if "first_reward" in result
-                   else ""),
-        "pass rate": (f"{result['first_pass_rate']:.0%} -> {result['last_pass_rate']:.0%}"
-                      if "first_pass_rate" in result else ""),
-        "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
+        "run": run.name, **result_lines(receipt["result"]),
+        **{stage["name"]: "; ".join(f"{name} {text}" for name, text in result_lines(stage["result"]).items())
+           for stage in receipt.get("stages", ())},
         "time": format_seconds(measured["seconds"]),
         "peak memory": f"{format_bytes(measured['peak_memory_bytes'])}, predicted "
                        f"{format_bytes(receipt['predicted']['memory_bytes'])}",

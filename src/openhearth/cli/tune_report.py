@@ -26,7 +26,7 @@ def plan_record(job: Job) -> dict[str, Any]:
             "num_steps": job.plan.num_steps, "trainable_parameters": job.plan.num_trainable,
             **(_data_record(job) if _has_rows(job) else _task_record(job)),
             "memory_bytes": {**asdict(job.plan.memory), "total": job.plan.memory.total_bytes},
-            "flops": _total_flops(job), "seconds": _predicted_seconds(job)}
+            "flops": _total_flops(job), "seconds": predicted_seconds(job)}
 
 
 def _has_rows(job: Job) -> bool:
@@ -59,7 +59,7 @@ def print_plan(job: Job, stream: TextIO) -> None:
         "model": f"{job.opened.stored.name}, {format_count(job.opened.spec.num_parameters)} parameters, "
                  f"{format_count(plan.num_trainable)} learn",
         **(_data_lines(job) if _has_rows(job) else _task_lines(job)), "memory": memory,
-        "time": f"about {format_seconds(_predicted_seconds(job))} on an idle machine"}
+        "time": f"about {format_seconds(predicted_seconds(job))} on an idle machine"}
     if not _has_rows(job):
         lines["memory"] += f"; rollouts up to {format_bytes(_cache_bytes(job))} more"
         lines["time"] += ", if every completion is as long as it may be"
@@ -156,7 +156,7 @@ def _total_flops(job: Job) -> int:
     return round(repeats * step_flops(job.opened.spec, lengths, is_full=settings.weights == "full"))
 
 
-def _predicted_seconds(job: Job) -> float:
+def predicted_seconds(job: Job) -> float:
     """Seconds at a tenth of a TFLOP/s per core in float32, three times that where bfloat16 is native.
 
     A token of a rollout reads all weights once for the whole batch, and costs its operations besides.
@@ -174,6 +174,18 @@ def _predicted_seconds(job: Job) -> float:
         drawn = settings.prompts * settings.group_size * spec.flops_per_token(job.work.longest_prompt)
         seconds += num_tokens * (job.plan.memory.weights_bytes / (cores * _BYTES_PER_S) + drawn / rate)
     return seconds
+
+
+def result_lines(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a receipt's result says of learning, first to last, as people read it."""
+    held_out, lines = result.get("held_out_loss"), {}
+    for name, text, form in (("loss", "loss", ".4f"), ("reward", "reward", ".3f"),
+                             ("pass_rate", "pass rate", ".0%")):
+        if f"first_{name}" in result:
+            lines[text] = f"{result[f'first_{name}']:{form}} -> {result[f'last_{name}']:{form}}"
+    if held_out:
+        lines["held out"] = f"{held_out['before']:.4f} -> {held_out['after']:.4f}"
+    return lines
 
 
 class ProgressLine:
