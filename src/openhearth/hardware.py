@@ -146,6 +146,12 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_bytes() -> int:
+    """Return the memory of this process that is resident now; 0 where the system does not say."""
+    found = re.search(r"^VmRSS:\s+(\d+) kB", _read(Path("/proc/self/status")), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
 def reset_peak_memory() -> None:
     """Let `peak_memory_bytes` count from now on, where the system can (Linux, proc(5): clear_refs)."""
     with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ def tune_chain(chain: Chain, config: Config, *, is_resumed: bool, is_dry_run: bo
     from openhearth import hardware, runs, tune
     from openhearth.cli.loading import fetch_model
     from openhearth.cli.output import print_note
-    from openhearth.cli.tune import ask_teacher, print_end, refuse_existing, train
+    from openhearth.cli.tune_work import ask_teacher, print_end, refuse_existing, train
     from openhearth.cli.versions import read_versions
 
     run = runs.RunFolder(config.home, chain.out)

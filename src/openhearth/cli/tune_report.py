@@ -45,7 +45,7 @@ def _task_record(job: Job) -> dict[str, Any]:
     prompts = [{"problem": one.problem.id, "prompt_token_ids": one.prompt, "answer": one.problem.answer}
                for one in job.work.shown[:_SHOWN_SAMPLES]]
     return {"tasks": job.work.data(), "longest_prompt": job.work.longest_prompt, "prompts": prompts,
-            "cache_bytes": _cache_bytes(job)}
+            "cache_bytes": job.plan.memory.cache_bytes}
 
 
 def print_plan(job: Job, stream: TextIO) -> None:
@@ -54,14 +54,14 @@ def print_plan(job: Job, stream: TextIO) -> None:
     memory = (f"about {format_bytes(plan.memory.total_bytes)}: weights "
               f"{format_bytes(plan.memory.weights_bytes)}, optimizer "
               f"{format_bytes(plan.memory.optimizer_bytes)}, activations "
-              f"{format_bytes(plan.memory.activations_bytes)}")
+              f"{format_bytes(plan.memory.activations_bytes)} and gaps of as much"
+              + (f", rollouts {format_bytes(plan.memory.cache_bytes)}" if plan.memory.cache_bytes else ""))
     lines = {
         "model": f"{job.opened.stored.name}, {format_count(job.opened.spec.num_parameters)} parameters, "
                  f"{format_count(plan.num_trainable)} learn",
         **(_data_lines(job) if _has_rows(job) else _task_lines(job)), "memory": memory,
         "time": f"about {format_seconds(predicted_seconds(job))} on an idle machine"}
     if not _has_rows(job):
-        lines["memory"] += f"; rollouts up to {format_bytes(_cache_bytes(job))} more"
         lines["time"] += ", if every completion is as long as it may be"
     for name, reason in plan.reasons.items():
         value = plan.num_steps if name == "steps" else getattr(plan.settings, name)
@@ -125,15 +125,6 @@ def _marked(job: Job, sample: Sample, start: str, end: str) -> str:
             parts.append(f"{start}{text}{end}" if sample.is_trained[first] else text)
             first = place
     return "".join(parts)
-
-
-def _cache_bytes(job: Job) -> int:
-    from openhearth import hardware
-    from openhearth.tune.derive_grpo import cache_bytes
-
-    settings = job.plan.settings
-    return cache_bytes(settings, job.opened.spec, job.work.longest_prompt + settings.max_tokens,
-                       hardware.read_memory().available_bytes)
 
 
 def _rolls_out(job: Job) -> bool:
