@@ -65,7 +65,7 @@ def engine_settings(settings: GrpoSettings, spec: ModelSpec, longest: int,
 
 def reached_bytes(settings: GrpoSettings | DistillSettings, spec: ModelSpec, longest_prompt: int,
                   available_bytes: int) -> int:
-    """Return the bytes of the cache that a step can touch: each prompt's pages once, each completion's own."""
+    """Return the bytes of cache that a step can touch: a prompt's pages once, each completion's own."""
     completion = math.ceil(settings.max_tokens / _PAGE_SIZE) + 1
     together = min(settings.prompts * settings.group_size, _MAX_TOGETHER)
     prompts = math.ceil(together / settings.group_size)
