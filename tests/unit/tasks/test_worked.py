@@ -46,7 +46,8 @@ def test_a_task_is_data_of_training_problems_only(tmp_path):
 
 @pytest.mark.parametrize("text, told", [
     ("task:chain_sum", "how many rows"), ("task:0:chain_sum", "how many rows"),
-    ("task:5:gcd", "5 of 5 problems of `gcd` have no worked answer"), ("task:5:chain_smu", "there is no task"),
+    ("task:5:gcd", "5 of 5 problems of `gcd` have no worked answer"),
+    ("task:5:chain_smu", "there is no task"),
 ])
 def test_what_gives_no_rows_is_refused(tmp_path, text, told):
     pytest.importorskip("reasoning_gym")
