@@ -12,6 +12,8 @@ from __future__ import annotations
 import ctypes
 import os
 
+from openhearth import hardware
+
 _KEPT_PRODUCTS = 128
 
 
@@ -20,7 +22,22 @@ def limit_kept_products() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KEPT_PRODUCTS))
 
 
-def give_back_memory() -> None:
+_limit_bytes = 0
+
+
+def keep_resident_below(limit_bytes: int) -> None:
+    """Set from how much resident memory on `make_room` gives free pages back, for the process; 0: never."""
+    global _limit_bytes
+    _limit_bytes = limit_bytes
+
+
+def make_room() -> None:
+    """Give free pages back if more is resident than was set; to be called before a pack."""
+    if 0 < _limit_bytes < hardware.resident_bytes():
+        _give_back()
+
+
+def _give_back() -> None:
     """Return pages that hold nothing to the system, where the C library can (glibc's malloc_trim)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

@@ -15,7 +15,7 @@ import torch
 from openhearth import chat, formats, hardware, hub
 from openhearth.config import Config
 from openhearth.errors import UsageError
-from openhearth.kernels.freed import limit_kept_products
+from openhearth.kernels.freed import keep_resident_below, limit_kept_products
 from openhearth.kernels.select import chosen, set_num_threads
 from openhearth.models import load_model
 from openhearth.runs import RunFolder, hash_files, render_page
@@ -86,6 +86,7 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
     """
     settings = job.plan.settings
     limit_kept_products()
+    keep_resident_below(job.plan.memory.total_bytes - job.plan.memory.activations_bytes)
     set_num_threads(settings.threads or hardware.usable_cores())
     if not run.exists:
         job.work.begin(run)
@@ -96,8 +97,7 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
     with job.work.looping(run, job.opened, job.plan, learner) as loop:
         try:
             train(run, loop, schedule, checkpoint_every=settings.checkpoint_every,
-                  matmul_flops_per_s=matmul_flops_per_s,
-                  planned_bytes=job.plan.memory.total_bytes, on_step=on_step)
+                  matmul_flops_per_s=matmul_flops_per_s, on_step=on_step)
         finally:
             _write_page(run)
     result = job.work.result(run, job.plan, learner)

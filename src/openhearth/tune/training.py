@@ -14,17 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-from openhearth import hardware
 from openhearth.errors import BadFile, Diverged
-from openhearth.kernels.freed import give_back_memory
 from openhearth.models.tensor_files import read_tensors, write_tensors
 from openhearth.runs import RunFolder
 from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.schedule import Schedule
 
 _STATE, _TENSORS = "state.json", "state.safetensors"
-_NEAR = 0.7
-"""Share of the planned memory between two steps, from which on free pages go back to the system."""
 _EXPLODED = 3.0
 """A loss this many times that of guessing is no longer learning."""
 
@@ -88,10 +84,8 @@ class Loop(Protocol):
 
 
 def train(run: RunFolder, loop: Loop, schedule: Schedule, *, checkpoint_every: int,
-          matmul_flops_per_s: float, planned_bytes: int, on_step: Callable[[StepMetrics], None]) -> None:
+          matmul_flops_per_s: float, on_step: Callable[[StepMetrics], None]) -> None:
     """Do the steps of a run that are not done yet. The last one is always followed by a checkpoint.
-
-    planned_bytes: memory that the run was said to take; free pages go back to the system when it is near.
 
     Raises: Diverged for a loss or gradient that is not finite, or far above that of guessing: the weights
     are those of the newest checkpoint then, `diverged.json` names the batch and `diverged.jsonl` holds it.
@@ -115,8 +109,6 @@ def train(run: RunFolder, loop: Loop, schedule: Schedule, *, checkpoint_every: i
         report = record.pop("report")
         run.append_metrics(record | report)
         on_step(metrics)
-        if hardware.resident_bytes() > _NEAR * planned_bytes:
-            give_back_memory()
         if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.num_steps:
             _save(run, loop, step + 1)
 

@@ -1,12 +1,15 @@
 """What a plan says of memory, against what autograd keeps and what the engine's cache touches."""
 
+import ctypes
 from dataclasses import asdict
 
 import pytest
 import torch
 from support.tuning import config_of, grpo_settings_of, settings_of, write_jsonl
 
+from openhearth import hardware
 from openhearth.formats import open_checkpoint
+from openhearth.kernels.freed import keep_resident_below, make_room
 from openhearth.kernels.select import chosen
 from openhearth.models import load_model
 from openhearth.spec import read_spec
@@ -68,3 +71,21 @@ def test_rollouts_are_part_of_the_plan_and_a_prompt_counts_once(tiny_folder, tmp
     assert small.cache_bytes < large.cache_bytes < 2 * small.cache_bytes
     without = sum(value for name, value in asdict(small).items() if name != "cache_bytes")
     assert small.total_bytes - small.cache_bytes == without
+
+
+def test_free_pages_go_back_only_when_more_is_resident_than_was_set():
+    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
+        pytest.skip("this C library gives nothing back")
+    try:
+        blocks = [bytearray(100_000) for _ in range(1000)]
+        kept = blocks[-1]
+        del blocks  # below what is kept: the heap cannot shrink by itself
+        before = hardware.resident_bytes()
+        keep_resident_below(2 * before)
+        make_room()
+        assert hardware.resident_bytes() > before - 10_000_000
+        keep_resident_below(1)
+        make_room()
+        assert hardware.resident_bytes() < before - 80_000_000 and len(kept) == 100_000
+    finally:
+        keep_resident_below(0)
