@@ -8,6 +8,7 @@ Does not: import torch, measure speed (`bench.py` does), or see accelerators.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -143,6 +144,18 @@ def peak_memory_bytes() -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_bytes() -> int:
+    """Return the memory of this process that is resident now; 0 where the system does not say."""
+    found = re.search(r"^VmRSS:\s+(\d+) kB", _read(Path("/proc/self/status")), re.MULTILINE)
+    return int(found[1]) * 1024 if found else 0
+
+
+def reset_peak_memory() -> None:
+    """Let `peak_memory_bytes` count from now on, where the system can (Linux, proc(5): clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _read(path: Path) -> str:

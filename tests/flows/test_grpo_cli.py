@@ -151,7 +151,7 @@ def test_a_dry_run_shows_prompts_memory_and_time(tune, tiny_folder, tmp_path):
     shown = tune(*arguments(tiny_folder, "--dry-run"))
     assert shown.code == 0 and not (tmp_path / "runs").exists()
     assert "<|im_start|>user\nitem " in shown.out and "answer `e`" in shown.out
-    assert "rollouts up to" in shown.out and "time " in shown.out and "of the paper of dapo" in shown.out
+    assert ", rollouts " in shown.out and "time " in shown.out and "of the paper of dapo" in shown.out
     record = json.loads(tune(*arguments(tiny_folder, "--dry-run", "--json")).out)
     assert record["num_steps"] == STEPS and record["cache_bytes"] > 0 and record["seconds"] > 0
 

@@ -140,7 +140,9 @@ def test_requests_with_and_without_it_share_a_batch(folder):
     assert together == [engine.generate([one])[0][0].token_ids for one in asked]
     drawn = engine.generate([asked[0]])[0][0]
     ids = (1, 2, 3, *drawn.token_ids)
-    assert engine.score(ids, "drawn")[2:] == list(drawn.logprobs), "sampled and scored, bit for bit"
+    tolerance = 0.0 if select.chosen().is_native else 1e-4
+    assert engine.score(ids, "drawn")[2:] == pytest.approx(list(drawn.logprobs), rel=0, abs=tolerance), (
+        "sampled and scored, bit for bit with native kernels")
 
 
 def test_a_run_learns_magnitudes_and_its_adapter_loads(tiny_folder, tmp_path):

@@ -43,15 +43,26 @@ def command(
 
 def _summary(run: RunFolder) -> dict[str, Any]:
     config, metrics = run.config(), run.metrics()
+    stages = [_stage_summary(stage, planned) for stage, planned in
+              zip(run.stages(), config.get("stages", ()), strict=True)]
+    if stages:
+        metrics = [row for stage in run.stages() for row in stage.metrics()]
     last = metrics[-1] if metrics else {}
     return {"name": run.name, "path": str(run.path), "method": config["method"],
             "base": config["base"]["name"], "is_finished": run.is_finished,
-            "steps": last.get("step", 0), "num_steps": config["num_steps"],
+            "steps": len(metrics), "num_steps": config["num_steps"],
             "first_loss": metrics[0]["loss"] if metrics else None, "last_loss": last.get("loss"),
             "first_reward": metrics[0].get("reward") if metrics else None, "last_reward": last.get("reward"),
             "seconds": sum(row["seconds"] for row in metrics),
             "tokens": sum(row["tokens"] for row in metrics),
-            "settings": config["settings"], "receipt": run.receipt()}
+            "settings": config["settings"], "receipt": run.receipt(), "stages": stages}
+
+
+def _stage_summary(stage: RunFolder, planned: dict[str, Any]) -> dict[str, Any]:
+    if stage.exists:
+        return _summary(stage)
+    return {"name": stage.name, "method": planned["method"], "is_finished": False, "steps": 0,
+            "num_steps": planned["num_steps"], "last_loss": None, "last_reward": None, "seconds": 0.0}
 
 
 def _loss(value: float | None) -> str:
@@ -87,15 +98,26 @@ def _print_run(run: RunFolder, record: dict[str, Any]) -> None:
     print_fields({
         "run": record["name"], "method": record["method"], "base": record["base"],
         "steps": f"{record['steps']} of {record['num_steps']}",
-        "loss": f"{_loss(record['first_loss'])} -> {_loss(record['last_loss'])}",
-        "reward": "" if record["last_reward"] is None
+        "loss": "" if record["stages"] else f"{_loss(record['first_loss'])} -> {_loss(record['last_loss'])}",
+        "reward": "" if record["first_reward"] is None or record["last_reward"] is None
                   else f"{record['first_reward']:.3f} -> {record['last_reward']:.3f}",
         "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
         "tokens": format_count(record["tokens"]), "time": format_seconds(record["seconds"]),
+        "stages": "\n".join(_stage_line(stage) for stage in record["stages"]),
         "settings": "\n".join(f"{name} {value}" + (f" ({reasons[name]})" if name in reasons else "")
                               for name, value in record["settings"].items()),
         "outputs": "\n".join(f"{digest[:16]}  {path}" for path, digest in receipt.get("outputs", {}).items()),
         "page": str(run.path / "index.html")})
+
+
+def _stage_line(stage: dict[str, Any]) -> str:
+    from openhearth.units import format_seconds
+
+    state = "finished" if stage["is_finished"] else "not finished"
+    if not stage["steps"]:
+        return f"{stage['name']}  0/{stage['num_steps']}  not begun"
+    return (f"{stage['name']}  {stage['steps']}/{stage['num_steps']}  {_last(stage)}  "
+            f"{format_seconds(stage['seconds'])}  {state}")
 
 
 def _print_comparison(records: list[dict[str, Any]]) -> None:

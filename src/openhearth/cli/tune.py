@@ -11,9 +11,7 @@ import typer
 from openhearth.errors import UsageError
 
 if TYPE_CHECKING:
-    from openhearth.config import Config
-    from openhearth.runs import RunFolder
-    from openhearth.tune import DistillSettings, Job
+    from openhearth.tune import Job
 
 
 def command(
@@ -89,66 +87,37 @@ def _tune(what: str, given: dict[str, Any], *, is_resumed: bool, is_dry_run: boo
     from openhearth import runs, tune
     from openhearth.cli.loading import fetch_model
     from openhearth.cli.output import print_note
+    from openhearth.cli.tune_work import ask_teacher, print_end, refuse_existing, train
     from openhearth.config import Config
 
     config = Config.from_env()
     if what.endswith(".toml"):
         recipe = tune.read_recipe(Path(what))
+        if "stage" in recipe:
+            from openhearth.cli.tune_chain import tune_chain
+
+            tune_chain(tune.build_chain(recipe, given), config, is_resumed=is_resumed, is_dry_run=is_dry_run,
+                       is_json=is_json)
+            return
         what, given = recipe.pop("method"), {**recipe, **given}
     settings = tune.build_settings(what, given)
     run = runs.RunFolder(config.home, settings.out)
+    if ":" in settings.out:
+        raise UsageError(f"`{settings.out}` is the name of a chain's stage",
+                         hint="hearth tune RECIPE.toml --resume goes on with the chain")
     fetch_model(settings.model, config, before_fetch=lambda: None)
     if is_dry_run:
         _show_plan(tune.prepare(settings, config), is_json=is_json)
         return
-    if run.exists and not is_resumed:
-        raise UsageError(f"there is a run `{settings.out}` already",
-                         hint="--resume goes on with it; another --out NAME starts anew")
+    refuse_existing(run, is_resumed=is_resumed)
     with run.working():
         if run.is_finished:
             print_note(f"the run `{settings.out}` is finished")
-            _print_end(run, run.receipt(), is_json=is_json)
+            print_end(run, run.receipt(), is_json=is_json)
             return
-        if what == "distill" and not settings.is_on_policy:
-            _ask_teacher(settings, config, run)
+        ask_teacher(settings, config, run)
         job = tune.prepare(settings, config, resumed=run.config() if run.exists else None)
-        _train(job, run, is_json=is_json)
-
-
-def _ask_teacher(settings: DistillSettings, config: Config, run: RunFolder) -> None:
-    from openhearth import tune
-    from openhearth.cli.interrupt import raise_on_interrupt
-    from openhearth.cli.loading import fetch_model
-    from openhearth.cli.output import print_note
-
-    fetch_model(settings.teacher or settings.model, config, before_fetch=lambda: None)
-    with raise_on_interrupt():
-        tune.sample_teacher(settings, config, run, on_block=lambda done, right, total: print_note(
-            f"teacher: {done} of {total} problems, {right} right answers"))
-
-
-def _train(job: Job, run: RunFolder, *, is_json: bool) -> None:
-    from openhearth import hardware, tune
-    from openhearth.cli.interrupt import raise_on_interrupt
-    from openhearth.cli.tune_report import ProgressLine, print_plan
-    from openhearth.cli.versions import read_versions
-    from openhearth.kernels.select import set_num_threads
-
-    print_plan(job, sys.stderr)
-    set_num_threads(job.plan.settings.threads or hardware.usable_cores())
-    progress = ProgressLine(job.plan.num_steps)
-    with raise_on_interrupt(), progress:
-        receipt = tune.run_job(job, run, versions=read_versions(), matmul_flops_per_s=_matmul_rate(job),
-                               on_step=progress.show)
-    _print_end(run, receipt, is_json=is_json)
-
-
-def _matmul_rate(job: Job) -> float:
-    import torch
-
-    from openhearth import bench
-
-    return bench.measure_matmul(getattr(torch, job.plan.settings.dtype)).median
+        print_end(run, train(job, run), is_json=is_json)
 
 
 def _show_plan(job: Job, *, is_json: bool) -> None:
@@ -160,33 +129,3 @@ def _show_plan(job: Job, *, is_json: bool) -> None:
         return
     print_plan(job, sys.stdout)
     print_samples(job, has_colour=use_colour(sys.stdout))
-
-
-def _print_end(run: RunFolder, receipt: dict[str, Any], *, is_json: bool) -> None:
-    from openhearth.cli.output import print_fields, print_json
-    from openhearth.units import format_bytes, format_seconds
-
-    if is_json:
-        print_json({"run": run.name, "path": str(run.path), "output": str(run.output), "receipt": receipt})
-        return
-    result, measured = receipt["result"], receipt["measured"]
-    held_out = result.get("held_out_loss")
-    is_adapter = "adapter_model.safetensors" in receipt["outputs"]
-    model = receipt["settings"]["model"]
-    print_fields({
-        "run": run.name,
-        "loss": f"{result['first_loss']:.4f} -> {result['last_loss']:.4f}" if "first_loss" in result else "",
-        "reward": (f"{result['first_reward']:.3f} -> {result['last_reward']:.3f}" if "first_reward" in result
-                   else ""),
-        "pass rate": (f"{result['first_pass_rate']:.0%} -> {result['last_pass_rate']:.0%}"
-                      if "first_pass_rate" in result else ""),
-        "held out": f"{held_out['before']:.4f} -> {held_out['after']:.4f}" if held_out else "",
-        "time": format_seconds(measured["seconds"]),
-        "MFU": f"{measured['mfu']:.0%} of the measured matrix rate while updating" if measured["mfu"] else "",
-        "peak memory": f"{format_bytes(measured['peak_memory_bytes'])}, predicted "
-                       f"{format_bytes(receipt['predicted']['memory_bytes'])}",
-        "output": str(run.output),
-        "page": str(run.path / "index.html"),
-        "try it": f"hearth run {model} --adapter {run.name} \"...\"" if is_adapter
-                  else f"hearth run {run.output} \"...\"",
-    })

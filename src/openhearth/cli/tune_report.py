@@ -26,7 +26,7 @@ def plan_record(job: Job) -> dict[str, Any]:
             "num_steps": job.plan.num_steps, "trainable_parameters": job.plan.num_trainable,
             **(_data_record(job) if _has_rows(job) else _task_record(job)),
             "memory_bytes": {**asdict(job.plan.memory), "total": job.plan.memory.total_bytes},
-            "flops": _total_flops(job), "seconds": _predicted_seconds(job)}
+            "flops": _total_flops(job), "seconds": predicted_seconds(job)}
 
 
 def _has_rows(job: Job) -> bool:
@@ -45,7 +45,7 @@ def _task_record(job: Job) -> dict[str, Any]:
     prompts = [{"problem": one.problem.id, "prompt_token_ids": one.prompt, "answer": one.problem.answer}
                for one in job.work.shown[:_SHOWN_SAMPLES]]
     return {"tasks": job.work.data(), "longest_prompt": job.work.longest_prompt, "prompts": prompts,
-            "cache_bytes": _cache_bytes(job)}
+            "cache_bytes": job.plan.memory.cache_bytes}
 
 
 def print_plan(job: Job, stream: TextIO) -> None:
@@ -54,14 +54,14 @@ def print_plan(job: Job, stream: TextIO) -> None:
     memory = (f"about {format_bytes(plan.memory.total_bytes)}: weights "
               f"{format_bytes(plan.memory.weights_bytes)}, optimizer "
               f"{format_bytes(plan.memory.optimizer_bytes)}, activations "
-              f"{format_bytes(plan.memory.activations_bytes)}")
+              f"{format_bytes(plan.memory.activations_bytes)} and gaps of as much"
+              + (f", rollouts {format_bytes(plan.memory.cache_bytes)}" if plan.memory.cache_bytes else ""))
     lines = {
         "model": f"{job.opened.stored.name}, {format_count(job.opened.spec.num_parameters)} parameters, "
                  f"{format_count(plan.num_trainable)} learn",
         **(_data_lines(job) if _has_rows(job) else _task_lines(job)), "memory": memory,
-        "time": f"about {format_seconds(_predicted_seconds(job))} on an idle machine"}
+        "time": f"about {format_seconds(predicted_seconds(job))} on an idle machine"}
     if not _has_rows(job):
-        lines["memory"] += f"; rollouts up to {format_bytes(_cache_bytes(job))} more"
         lines["time"] += ", if every completion is as long as it may be"
     for name, reason in plan.reasons.items():
         value = plan.num_steps if name == "steps" else getattr(plan.settings, name)
@@ -127,15 +127,6 @@ def _marked(job: Job, sample: Sample, start: str, end: str) -> str:
     return "".join(parts)
 
 
-def _cache_bytes(job: Job) -> int:
-    from openhearth import hardware
-    from openhearth.tune.derive_grpo import cache_bytes
-
-    settings = job.plan.settings
-    return cache_bytes(settings, job.opened.spec, job.work.longest_prompt + settings.max_tokens,
-                       hardware.read_memory().available_bytes)
-
-
 def _rolls_out(job: Job) -> bool:
     """Whether every step has completions drawn, and not a teacher once, before."""
     return job.work.name == "grpo" or job.plan.settings.is_on_policy
@@ -160,7 +151,7 @@ def _total_flops(job: Job) -> int:
     return round(repeats * training_flops(job.opened.spec, sum(lengths), num_pairs, num_trained, num_adapter))
 
 
-def _predicted_seconds(job: Job) -> float:
+def predicted_seconds(job: Job) -> float:
     """Seconds at a tenth of a TFLOP/s per core in float32, three times that where bfloat16 is native.
 
     A token of a rollout reads all weights once for the whole batch, and costs its operations besides.
@@ -178,6 +169,18 @@ def _predicted_seconds(job: Job) -> float:
         drawn = settings.prompts * settings.group_size * spec.flops_per_token(job.work.longest_prompt)
         seconds += num_tokens * (job.plan.memory.weights_bytes / (cores * _BYTES_PER_S) + drawn / rate)
     return seconds
+
+
+def result_lines(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return what a receipt's result says of learning, first to last, as people read it."""
+    held_out, lines = result.get("held_out_loss"), {}
+    for name, text, form in (("loss", "loss", ".4f"), ("reward", "reward", ".3f"),
+                             ("pass_rate", "pass rate", ".0%")):
+        if f"first_{name}" in result:
+            lines[text] = f"{result[f'first_{name}']:{form}} -> {result[f'last_{name}']:{form}}"
+    if held_out:
+        lines["held out"] = f"{held_out['before']:.4f} -> {held_out['after']:.4f}"
+    return lines
 
 
 class ProgressLine:

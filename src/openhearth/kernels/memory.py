@@ -1,4 +1,4 @@
-"""Memory for weights that every step reads from end to end, and for what training needs again and again.
+"""Memory for weights that every step reads from end to end.
 
 Packed weights lie one after the other in large blocks that ask the system for huge pages: reading them
 then misses the page tables less often. First measurement, 2 threads on a busy Xeon with AMX, one row
@@ -11,7 +11,6 @@ Does not: reuse what a dropped weight held; a block returns to the system when i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import threading
 
@@ -21,9 +20,6 @@ from torch import Tensor
 _BLOCK_BYTES = 32 << 20
 _HUGE_PAGE_BYTES = 2 << 20
 _LINE_BYTES = 64
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
-"""Of glibc's malloc.h."""
 
 _lock = threading.Lock()
 _block: mmap.mmap | None = None
@@ -43,20 +39,6 @@ def take_bytes(num_bytes: int) -> Tensor:
         start = _num_used
         _num_used += (num_bytes + _LINE_BYTES - 1) // _LINE_BYTES * _LINE_BYTES
         return torch.frombuffer(_block, dtype=torch.uint8, count=num_bytes, offset=start)
-
-
-def keep_freed() -> None:
-    """Have glibc keep what is freed for whoever asks next, in the whole process; elsewhere do nothing.
-
-    Otherwise it gives large blocks back to the system and takes them again, every page cleared. A LoRA step
-    of 2,048 tokens had 215,000 to 300,000 page faults and 0.7 s of 11 s of processor time for that, with
-    this 1,200 and none, at a peak 5 % higher (SmolLM2-135M, one thread, Xeon with AMX).
-    Source: mallopt(3).
-    """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "gnu_get_libc_version"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _new_block(num_bytes: int) -> mmap.mmap:

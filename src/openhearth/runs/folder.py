@@ -9,6 +9,7 @@
                 output/          what came out
                 index.html       the run as one page
                 receipt.json     inputs, code, environment and outputs by hash; last
+                stages/<stage>/  the runs that a chain of stages is made of, each named `<name>:<stage>`
 
 A run is finished when its receipt is there. A process that works on a run holds its lock.
 
@@ -34,15 +35,19 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 
 
 class RunFolder:
-    """The directory of the run `name` below home. Example: ``RunFolder(config.home, "polite").config()``."""
+    """The directory of the run `name` below home, or of a stage of a chain, `chain:stage`.
+
+    Example: ``RunFolder(config.home, "polite").config()``.
+    """
 
     def __init__(self, home: Path, name: str) -> None:
         """Raises: UsageError for a name that is no file name."""
-        if not _NAME.fullmatch(name):
+        parts = name.split(":")
+        if len(parts) > 2 or not all(_NAME.fullmatch(part) for part in parts):
             raise UsageError(f"`{name[:100]}` is not a name for a run",
                              why="expected letters, digits, `.`, `_` and `-`", hint="--out my-run")
         self.name = name
-        self.path = home / "runs" / name
+        self.home, self.path = home, home / "runs" / "/stages/".join(parts)
         self.checkpoints = Checkpoints(self.path / "checkpoints")
         self.output = self.path / "output"
 
@@ -55,6 +60,14 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether its receipt is there, which is written last."""
         return (self.path / "receipt.json").exists()
+
+    def stage(self, name: str) -> RunFolder:
+        """Return the run of a stage. Raises: UsageError for a name that is no file name."""
+        return RunFolder(self.home, f"{self.name}:{name}")
+
+    def stages(self) -> list[RunFolder]:
+        """Return the runs of a chain's stages in order, begun or not; none for a single run."""
+        return [self.stage(stage["name"]) for stage in self.config().get("stages", ())]
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:

@@ -6,15 +6,29 @@ import html
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 180, 44
 _MAX_POINTS = 600
+_TELLING = ("reward", "pass_rate", "loss")
+"""Curves that a chain's page shows of each stage, where the stage has them."""
 _STYLE = ("body{font:15px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
           "svg{width:100%;height:auto}path{fill:none;stroke:#b5521b;stroke-width:1.5}"
           "text{font:11px system-ui,sans-serif;fill:#666}line{stroke:#ccc}"
           "td,th{text-align:left;vertical-align:top;padding:.1rem 1rem .1rem 0;font-size:13px}"
           "pre{white-space:pre-wrap;font-size:12px;background:#f6f3ef;padding:1rem}")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a chain's page says of a stage. Example: ``StageRecord("1-sft", "sft", 40, [], False)``."""
+
+    name: str
+    method: str
+    num_steps: int
+    metrics: Sequence[Mapping[str, Any]]
+    is_finished: bool
 
 
 def render_page(name: str, config: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]],
@@ -25,23 +39,47 @@ def render_page(name: str, config: Mapping[str, Any], metrics: Sequence[Mapping[
     """
     curves = [name for row in metrics[:1] for name, value in row.items()
               if name != "step" and isinstance(value, int | float)]
-    parts = [f"<h1>{html.escape(name)}</h1>",
-             f"<p>{len(metrics)} steps, {'finished' if receipt else 'not finished'}</p>"]
-    parts += [_curve(curve, [(row["step"], row[curve]) for row in metrics if _is_number(row.get(curve))])
-              for curve in curves]
+    parts = [f"<p>{len(metrics)} steps, {'finished' if receipt else 'not finished'}</p>"]
+    parts += [_curve(curve, metrics) for curve in curves]
+    return _page(name, [*parts, *_records(config, receipt)])
+
+
+def render_chain_page(name: str, config: Mapping[str, Any], stages: Sequence[StageRecord],
+                      receipt: Mapping[str, Any] | None) -> str:
+    """Return the page of a chain: its stages with the curves they are about, and links to their pages."""
+    num_finished = sum(stage.is_finished for stage in stages)
+    parts = [f"<p>{num_finished} of {len(stages)} stages finished</p>"]
+    for stage in stages:
+        title = html.escape(f"{stage.name}: {stage.method}")
+        state = "finished" if stage.is_finished else "not finished" if stage.metrics else "not begun"
+        link = f'<a href="stages/{html.escape(stage.name)}/index.html">all of it</a>' if stage.metrics else ""
+        steps = f"{len(stage.metrics)} of {stage.num_steps} steps, {state}"
+        parts.append(f"<h2>{title}</h2><p>{steps} {link}</p>")
+        parts += [_curve(curve, stage.metrics) for curve in _TELLING
+                  if any(curve in row for row in stage.metrics[:1])]
+    return _page(name, [*parts, *_records(config, receipt)])
+
+
+def _page(name: str, parts: Sequence[str]) -> str:
+    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title>"
+            f"<style>{_STYLE}</style><h1>{html.escape(name)}</h1>{''.join(parts)}</html>\n")
+
+
+def _records(config: Mapping[str, Any], receipt: Mapping[str, Any] | None) -> list[str]:
+    parts = []
     for title, record in (("configuration", config), ("receipt", receipt)):
         if record:
             text = json.dumps(record, indent=1, ensure_ascii=False)
             parts.append(f"<h2>{title}</h2><pre>{html.escape(text)}</pre>")
-    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(name)}</title>"
-            f"<style>{_STYLE}</style>{''.join(parts)}</html>\n")
+    return parts
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _curve(title: str, points: Sequence[tuple[float, float]]) -> str:
+def _curve(title: str, metrics: Sequence[Mapping[str, Any]]) -> str:
+    points = [(row["step"], row[title]) for row in metrics if _is_number(row.get(title))]
     if not points:
         return ""
     stride = -(-len(points) // _MAX_POINTS)

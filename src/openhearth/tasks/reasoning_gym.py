@@ -19,6 +19,7 @@ from openhearth.tasks.packages import need, version_of
 from openhearth.tasks.records import SPLITS, Grader, Problem, Task, Verdict, correct, no_answer, wrong
 from openhearth.tasks.splits import Generated, split_of
 from openhearth.tasks.tags import DIRECT, THINK, last_number, tagged_answer
+from openhearth.tasks.worked import WORKED
 
 _STYLES = {"think": THINK, "direct": DIRECT, "plain": ""}
 _SIZE = 1 << 20
@@ -54,6 +55,7 @@ def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **opt
         raise UsageError(f"style is `{style}`", why=f"expected one of {', '.join(_STYLES)}",
                          hint="style=direct")
     data_set = _create(name, seed, options)
+    work = WORKED.get(name, lambda question: "")
 
     def make(index: int) -> tuple[str, Problem]:
         entry = _entry(data_set, index)
@@ -61,7 +63,7 @@ def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **opt
         messages = ({"role": "user", "content": f"{question}\n{_STYLES[style]}".strip()},)
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return question, Problem(f"{name}/{seed}/{index}", messages, answer, {"index": index},
-                                 split_of(question))
+                                 split_of(question), work(question) if style == "plain" else "")
 
     return Task(ref, {split: Generated(make, split) for split in SPLITS}, _grader(data_set, style),
                 source=version_of("reasoning-gym"), max_tokens=512 if style == "think" else 128)

@@ -25,7 +25,8 @@ class Problem:
     """One question, with what a grader needs to judge an answer to it.
 
     id: unique within the task, the same in every run. messages: the conversation to answer. answer: the
-    reference, as text. metadata: JSON values for the grader (tests, a schema, where it came from).
+    reference, as text. metadata: JSON values for the grader (tests, a schema, where it came from). worked: an
+    answer with its steps, as a model should write it; empty where the task has none.
     Example: ``Problem("sum/0", ({"role": "user", "content": "4 - 1 ="},), "3", split="test")``.
     """
 
@@ -34,6 +35,7 @@ class Problem:
     answer: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     split: Split = "test"
+    worked: str = ""
 
 
 @dataclass(frozen=True)

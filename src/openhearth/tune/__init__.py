@@ -1,5 +1,14 @@
 """Adapting a model: data to samples, samples to packs, packs to gradients, gradients to weights."""
 
+from openhearth.tune.chain import (
+    Chain,
+    begin_chain,
+    build_chain,
+    finish_chain,
+    plan_chain,
+    prepare_stage,
+    write_chain_page,
+)
 from openhearth.tune.data import Preference, Refusal, Sample, SampleSet
 from openhearth.tune.derive import Plan
 from openhearth.tune.jobs import load_learner, open_model, prepare, run_job
@@ -20,7 +29,8 @@ from openhearth.tune.settings import (
 from openhearth.tune.teaching import sample_teacher
 from openhearth.tune.training import StepMetrics
 
-__all__ = ["DistillSettings", "DistillWork", "DpoSettings", "GrpoSettings", "GrpoWork", "Job", "Learner",
-           "Opened", "Plan", "Preference", "PreferenceWork", "Refusal", "Sample", "SampleSet", "SftSettings",
-           "SftWork", "StepMetrics", "TuneSettings", "build_settings", "load_learner", "open_model",
-           "prepare", "read_recipe", "run_job", "sample_teacher"]
+__all__ = ["Chain", "DistillSettings", "DistillWork", "DpoSettings", "GrpoSettings", "GrpoWork", "Job",
+           "Learner", "Opened", "Plan", "Preference", "PreferenceWork", "Refusal", "Sample", "SampleSet",
+           "SftSettings", "SftWork", "StepMetrics", "TuneSettings", "begin_chain", "build_chain",
+           "build_settings", "finish_chain", "load_learner", "open_model", "plan_chain", "prepare",
+           "prepare_stage", "read_recipe", "run_job", "sample_teacher", "write_chain_page"]

@@ -140,7 +140,8 @@ def fill_memory(deriver: Deriver, spec: ModelSpec, longest: int, batch_tokens: i
         for size in sizes:
             terms = training_memory(spec, num_trainable, settings.dtype, min(size, batch_tokens),
                                     is_full=settings.weights == "full", is_recomputing=is_recomputing,
-                                    base_bytes=base_bytes)
+                                    base_bytes=base_bytes, use_dora=settings.use_dora,
+                                    lora_rank=settings.lora_rank if settings.weights == "lora" else 0)
             if terms.total_bytes <= room:
                 break
         else:

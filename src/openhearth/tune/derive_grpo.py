@@ -14,7 +14,7 @@ from openhearth.errors import UsageError
 from openhearth.spec import ModelSpec
 from openhearth.tune.derive import Deriver, Plan, count_trainable, fill_memory, fill_weights
 from openhearth.tune.losses.table import POLICY_LOSSES
-from openhearth.tune.settings import GrpoSettings
+from openhearth.tune.settings import DistillSettings, GrpoSettings
 
 _LORA_RATE, _FULL_RATE = 1e-4, 2e-6
 _STEPS = 200
@@ -44,6 +44,8 @@ def derive_grpo_plan(settings: GrpoSettings, spec: ModelSpec, prompt_lengths: Se
     terms = fill_memory(deriver, spec, longest, per_update * longest, num_trainable,
                         available_bytes - cache_bytes(deriver.settings, spec, longest, available_bytes),
                         base_bytes)
+    terms = replace(terms, cache_bytes=reached_bytes(deriver.settings, spec, max(prompt_lengths),
+                                                     available_bytes))
     if settings.kl and settings.weights == "full":
         terms = replace(terms, weights_bytes=terms.weights_bytes * 3 // 2)  # a frozen copy beside the two
     if settings.steps is None:
@@ -59,6 +61,18 @@ def engine_settings(settings: GrpoSettings, spec: ModelSpec, longest: int,
         page_size=_PAGE_SIZE, max_num_sequences=min(num_completions, _MAX_TOGETHER),
         max_queued=max(1024, num_completions),
         cache_bytes=cache_bytes(settings, spec, longest, available_bytes))
+
+
+def reached_bytes(settings: GrpoSettings | DistillSettings, spec: ModelSpec, longest_prompt: int,
+                  available_bytes: int) -> int:
+    """Return the bytes of cache that a step can touch: a prompt's pages once, each completion's own."""
+    completion = math.ceil(settings.max_tokens / _PAGE_SIZE) + 1
+    together = min(settings.prompts * settings.group_size, _MAX_TOGETHER)
+    prompts = math.ceil(together / settings.group_size)
+    pages = prompts * math.ceil(longest_prompt / _PAGE_SIZE) + together * completion
+    one_page = page_bytes(spec, _PAGE_SIZE, getattr(torch, settings.dtype))
+    return min(pages * one_page,
+               cache_bytes(settings, spec, longest_prompt + settings.max_tokens, available_bytes))
 
 
 def cache_bytes(settings: GrpoSettings, spec: ModelSpec, longest: int, available_bytes: int) -> int:

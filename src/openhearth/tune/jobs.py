@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch
 from openhearth import chat, formats, hardware, hub
 from openhearth.config import Config
 from openhearth.errors import UsageError
-from openhearth.kernels import memory
+from openhearth.kernels.freed import keep_resident_below, limit_kept_products
 from openhearth.kernels.select import chosen, set_num_threads
 from openhearth.models import load_model
 from openhearth.runs import RunFolder, hash_files, render_page
@@ -31,8 +31,16 @@ from openhearth.tune.optimizer import AdamSettings, Optimizer
 from openhearth.tune.output import write_output
 from openhearth.tune.schedule import Schedule
 from openhearth.tune.settings import DistillSettings, DpoSettings, GrpoSettings, SftSettings, TuneSettings
+from openhearth.tune.start import find_start, take_over
 from openhearth.tune.training import StepMetrics, train
-from openhearth.tune.weights import ADAPTER, adapter_parameters, attach_fresh, recompute_layers
+from openhearth.tune.weights import (
+    ADAPTER,
+    adapter_parameters,
+    attach_fresh,
+    attach_reference,
+    attach_started,
+    recompute_layers,
+)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _PREPARE = {SftSettings: prepare_sft, DpoSettings: prepare_preference, GrpoSettings: prepare_grpo,
@@ -57,11 +65,14 @@ def prepare(settings: TuneSettings, config: Config, *, resumed: Mapping[str, Any
     opened = open_model(settings.model, config)
     if settings.weights == "full" and opened.checkpoint.format == "gguf":
         config_of(opened.spec, dtype="float32")  # refused now, not after the last step
-    given = settings
+    given, reasons = settings, {}
     if resumed is not None:
         settings = _resumed_settings(settings, resumed)
+    if settings.start_adapter is not None:
+        opened = replace(opened, start=find_start(settings, opened))
+        settings, reasons = take_over(settings, opened.start)
     plan, work = _PREPARE[type(settings)](settings, opened, hardware.read_memory().available_bytes)
-    job = Job(given, plan, opened, work)
+    job = Job(given, replace(plan, reasons=reasons | plan.reasons), opened, work)
     if resumed is not None:
         _check_same(resumed, job)
     return job
@@ -75,8 +86,9 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
     `training.train`.
     """
     settings = job.plan.settings
+    limit_kept_products()
+    keep_resident_below(job.plan.memory.total_bytes - job.plan.memory.activations_bytes)
     set_num_threads(settings.threads or hardware.usable_cores())
-    memory.keep_freed()
     if not run.exists:
         job.work.begin(run)
         run.write_config(_config_record(job))
@@ -101,19 +113,25 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
 
 def load_learner(job: Job) -> Learner:
     """Load a job's model, with what learns of it in the hands of an optimizer."""
-    settings, is_full = job.plan.settings, job.plan.settings.weights == "full"
+    settings, start = job.plan.settings, job.opened.start
+    is_full = settings.weights == "full"
     model = load_model(job.opened.checkpoint, job.opened.spec, dtype=_DTYPES[settings.dtype],
                        weights=None if settings.base == "plain" else settings.base, is_trainable=is_full)
     if is_full:
         parameters, slot = dict(model.requires_grad_(True).named_parameters()), None
     else:
-        adapter = attach_fresh(model, rank=settings.lora_rank, scale=job.plan.lora_scale,
-                               layers=settings.lora_layers, seed=settings.seed, use_dora=settings.use_dora)
+        adapter = attach_started(model, start.weights) if start is not None else attach_fresh(
+            model, rank=settings.lora_rank, scale=job.plan.lora_scale, layers=settings.lora_layers,
+            seed=settings.seed, use_dora=settings.use_dora)
         parameters, slot = adapter_parameters(adapter), adapter.slot
+    reference_slot = None
+    if start is not None and (isinstance(settings, DpoSettings) or getattr(settings, "kl", 0)):
+        reference_slot = attach_reference(model, start.weights)
     if settings.recompute:
         recompute_layers(model)
     adam = AdamSettings(beta2=settings.beta2, weight_decay=settings.weight_decay, clip=settings.clip)
-    return Learner(model, Optimizer(parameters, adam, has_muon=settings.optimizer == "muon"), slot)
+    return Learner(model, Optimizer(parameters, adam, has_muon=settings.optimizer == "muon"), slot,
+                   reference_slot)
 
 
 def _write_page(run: RunFolder) -> None:
@@ -121,27 +139,32 @@ def _write_page(run: RunFolder) -> None:
 
 
 def _config_record(job: Job) -> dict[str, Any]:
-    stored = job.opened.stored
     return {"method": job.work.name, "given": asdict(job.given), "settings": asdict(job.plan.settings),
             "num_steps": job.plan.num_steps, "reasons": job.plan.reasons, "data": job.work.data(),
-            "base": {"name": stored.name, "source": stored.source, "weights_sha256": stored.weights_sha256},
-            "environment": _environment(job)}
+            "base": describe_base(job.opened), "environment": describe_environment(job.plan.settings)}
 
 
-def _environment(job: Job) -> dict[str, Any]:
-    return {"isa": chosen().isa, "threads": job.plan.settings.threads or hardware.usable_cores(),
+def describe_base(opened: Opened) -> dict[str, Any]:
+    """Return what names the weights that a run begins with."""
+    stored = opened.stored
+    named = {"name": stored.name, "source": stored.source, "weights_sha256": stored.weights_sha256}
+    return named if opened.start is None else {**named, "adapter_sha256": opened.start.sha256}
+
+
+def describe_environment(settings: TuneSettings) -> dict[str, Any]:
+    """Return what of this machine may decide a run's bits, and what it is."""
+    return {"isa": chosen().isa, "threads": settings.threads or hardware.usable_cores(),
             "torch": torch.__version__, "cpu": hardware.read_cpu().model, "system": platform.platform()}
 
 
 def _receipt(job: Job, run: RunFolder, versions: Mapping[str, str],
              result: Mapping[str, Any]) -> dict[str, Any]:
-    stored, metrics = job.opened.stored, run.metrics()
+    metrics = run.metrics()
     return {
         "receipt": 1, "method": job.work.name, "settings": asdict(job.plan.settings),
         "num_steps": job.plan.num_steps, "seed": job.plan.settings.seed,
-        "base": {"name": stored.name, "source": stored.source, "files": dict(stored.files),
-                 "weights_sha256": stored.weights_sha256},
-        "code": dict(versions), "environment": _environment(job),
+        "base": {**describe_base(job.opened), "files": dict(job.opened.stored.files)},
+        "code": dict(versions), "environment": describe_environment(job.plan.settings),
         "predicted": {"memory_bytes": job.plan.memory.total_bytes},
         "measured": {"peak_memory_bytes": hardware.peak_memory_bytes(),
                      "seconds": sum(row["seconds"] for row in metrics),
@@ -154,16 +177,21 @@ def _resumed_settings(settings: TuneSettings, resumed: Mapping[str, Any]) -> Tun
     if resumed["given"].keys() != asdict(settings).keys():
         raise UsageError(f"the run `{settings.out}` is one of {resumed['method']}",
                          hint="choose another --out NAME")
-    then = _revived(type(settings), resumed["given"])
-    different = [name for name, value in asdict(settings).items()
-                 if value != asdict(then)[name] and name not in ("threads", "checkpoint_every")]
+    different = changed_settings(settings, revive(type(settings), resumed["given"]))
     if different:
         raise UsageError(f"the run `{settings.out}` began with another {', '.join(different)}",
                          hint="resume it as it began, or choose another --out NAME")
-    return _revived(type(settings), resumed["settings"])
+    return revive(type(settings), resumed["settings"])
 
 
-def _revived(kind: type[TuneSettings], record: Mapping[str, Any]) -> TuneSettings:
+def changed_settings(now: TuneSettings, then: TuneSettings) -> list[str]:
+    """Return the names of settings that decide a run's bits and are not what they were."""
+    return [name for name, value in asdict(now).items()
+            if value != getattr(then, name) and name not in ("threads", "checkpoint_every")]
+
+
+def revive(kind: type[TuneSettings], record: Mapping[str, Any]) -> TuneSettings:
+    """Return settings from their JSON record."""
     return kind(**{name: tuple(value) if isinstance(value, list) else value
                    for name, value in record.items()})
 
@@ -175,9 +203,13 @@ def _check_same(resumed: Mapping[str, Any], job: Job) -> None:
             raise UsageError(f"the {what} of the run `{job.given.out}` changed since it began",
                              why=f"then {resumed[what]}\nnow {now[what]}",
                              hint="start again under another name: --out NAME")
+    check_environment(job.given.out, resumed["environment"], now["environment"])
+
+
+def check_environment(name: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run where its bits would be others. Raises: UsageError."""
     for part in ("isa", "threads", "torch"):
-        if resumed["environment"][part] != now["environment"][part]:
-            raise UsageError(f"the run `{job.given.out}` began with {part} {resumed['environment'][part]}, "
-                             f"now it is {now['environment'][part]}",
+        if then[part] != now[part]:
+            raise UsageError(f"the run `{name}` began with {part} {then[part]}, now it is {now[part]}",
                              why="the weights would not be those of a run that was never interrupted",
                              hint="HEARTH_ISA and --threads pin them, or choose another --out NAME")

@@ -10,47 +10,69 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from openhearth.kernels.logprob.chunked import CHUNK_BYTES
+from openhearth.kernels.select import chosen
 from openhearth.spec import ModelSpec
 
 _NUMBER_BYTES = {"float32": 4, "bfloat16": 2}
 _RUNTIME_BYTES = 400 * 2**20
+_KEPT_PRODUCTS_BYTES = 64 * 2**20
+"""What oneDNN keeps compiled (`kernels/freed.py`), at half a megabyte each."""
 
 
 @dataclass(frozen=True)
 class MemoryTerms:
-    """Bytes at the peak of a step. Example: ``training_memory(...).total_bytes``."""
+    """Bytes at the peak of a step. cache: keys and values of rollouts, as far as a step can reach them.
+
+    gaps: what packs of other sizes left free and the next one does not fit into, until it is given back.
+    Example: ``training_memory(...).total_bytes``.
+    """
 
     weights_bytes: int
     optimizer_bytes: int
     activations_bytes: int
     workspace_bytes: int
+    gaps_bytes: int
+    cache_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
         """All terms together."""
-        return (self.weights_bytes + self.optimizer_bytes + self.activations_bytes + self.workspace_bytes)
+        return (self.weights_bytes + self.optimizer_bytes + self.activations_bytes + self.workspace_bytes
+                + self.gaps_bytes + self.cache_bytes)
 
 
 def training_memory(spec: ModelSpec, num_trainable: int, dtype: str, pack_tokens: int, *, is_full: bool,
-                    is_recomputing: bool, base_bytes: int | None = None) -> MemoryTerms:
+                    is_recomputing: bool, base_bytes: int | None = None, lora_rank: int = 0,
+                    use_dora: bool = False) -> MemoryTerms:
     """Predict the peak of a step.
 
     base_bytes: of frozen weights that are not held as plain numbers. weights: one copy, and a packed one
-    where they learn. optimizer: master, gradient and two moments in float32. activations: per token and
-    layer, what the backward pass needs: the norms' two sums in float32, the inputs of the linear layers and
-    of attention in dtype; with recomputation one residual stream and a single layer's.
+    where they learn. optimizer: master, gradient and two moments in float32. activations: `saved_bytes`;
+    with recomputation one residual stream and a single layer's. gaps: as much again, measured over steps of
+    packs of different sizes (docs/log.md).
     """
     number = _NUMBER_BYTES[dtype]
     weights = base_bytes or spec.num_parameters * number * (2 if is_full else 1)
-    heads, cache = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    residual = 2 * 4 * spec.hidden_size
-    low = number * (2 * spec.hidden_size + 2 * heads + 2 * cache + 3 * spec.intermediate_size)
-    adapted = 0 if is_full else 4 * (heads + 2 * cache + 2 * spec.hidden_size + 2 * spec.intermediate_size)
-    layer = residual + low + adapted
+    layer = saved_bytes(spec, dtype, lora_rank=lora_rank, is_fused=chosen().is_native and not use_dora)
     layers = (spec.num_layers * 8 * spec.hidden_size + layer) if is_recomputing else spec.num_layers * layer
     masters = 12 if number == 4 else 16
-    return MemoryTerms(weights, num_trainable * masters, pack_tokens * layers,
-                       _RUNTIME_BYTES + 3 * CHUNK_BYTES)
+    activations = pack_tokens * layers
+    return MemoryTerms(weights, num_trainable * masters, activations,
+                       _RUNTIME_BYTES + 3 * CHUNK_BYTES + _KEPT_PRODUCTS_BYTES, activations)
+
+
+def saved_bytes(spec: ModelSpec, dtype: str, *, lora_rank: int, is_fused: bool) -> int:
+    """Return the bytes that one token's forward through one layer keeps for the backward pass.
+
+    Two norms' inputs in float32; in dtype those of the linear layers and of attention, and the
+    inner rows of each adapted layer. is_fused: a layer and its adapter are one operation
+    (`kernels/lora_trained.py`); otherwise what the adapter adds is kept in float32 besides.
+    """
+    number, width, inner = _NUMBER_BYTES[dtype], spec.hidden_size, spec.intermediate_size
+    heads, cache = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    low = number * (2 * width + 2 * heads + 2 * cache + 3 * inner + 7 * lora_rank)
+    added = 4 * (heads + 2 * cache + 2 * width + 2 * inner) if lora_rank and not is_fused else 0
+    return 2 * 4 * width + low + added
 
 
 def training_flops(spec: ModelSpec, num_tokens: int, num_pairs: int, num_trained: int,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from openhearth.kernels.attention.inputs import AttnInput
+from openhearth.kernels.freed import make_room
 from openhearth.kernels.logprob import KeptTokens, token_logprobs
 from openhearth.kernels.lora import AdapterRows
 from openhearth.spec import ModelSpec
@@ -161,6 +162,8 @@ def trained_logprobs(model: nn.Module, pack: Pack, adapter_slot: int | None = No
 
 def trained_hidden(model: nn.Module, pack: Pack, adapter_slot: int | None = None) -> Tensor:
     """Return the last hidden states [N, D] of the rows whose next token is trained."""
+    if torch.is_grad_enabled():
+        make_room()
     arguments = [pack.token_ids_T, pack.positions_T, pack.attn]
     if adapter_slot is not None:
         arguments.append(AdapterRows(((0, pack.num_tokens, adapter_slot),)))

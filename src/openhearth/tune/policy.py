@@ -27,7 +27,8 @@ _ROWS_AT_ONCE = 64
 class Policy:
     """A model that completes. slot: of the adapter that learns, None where all weights do.
 
-    reference: a frozen copy of the weights before tuning; None where they are the model without its adapter.
+    reference: a frozen copy of the weights before tuning; None where they are the model with the adapter of
+    reference_slot, or with none.
     Example: ``Policy(model, slot, sampling, pack_tokens=1024).logprobs(pack, trained)``.
     """
 
@@ -36,6 +37,7 @@ class Policy:
     sampling: Sampling
     pack_tokens: int
     reference: nn.Module | None = None
+    reference_slot: int | None = None
 
     def packs(self, completions: Sequence[Trained]) -> list[tuple[list[Trained], Pack]]:
         """Return the completions packed side by side, each prompt once."""
@@ -64,7 +66,8 @@ class Policy:
         model = self.model if self.reference is None else self.reference
         with torch.no_grad():
             for part, pack in self.packs(completions):
-                logprobs_N = trained_logprobs(model, pack, None, self.sampling.temperature, _kept(part))
+                logprobs_N = trained_logprobs(model, pack, self.reference_slot, self.sampling.temperature,
+                                              _kept(part))
                 lengths = [len(one.sampled) for one in part]
                 for one, found in zip(part, logprobs_N.split(lengths), strict=True):
                     one.reference = found

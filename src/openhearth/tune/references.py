@@ -34,17 +34,17 @@ _NAME = "logprobs"
 
 
 def reference_sums(run: RunFolder, model: nn.Module, samples: Sequence[Sample], *, base: Mapping[str, str],
-                   pack_tokens: int) -> dict[bytes, float]:
-    """Return each sample's log-probability (its trained tokens' sum) under the model without adapters.
+                   pack_tokens: int, slot: int | None = None) -> dict[bytes, float]:
+    """Return each sample's log-probability (its trained tokens' sum) under the weights before tuning.
 
-    The keys are those of `sample_key`. model: with the weights before tuning. base: what names them, and the
-    arithmetic. Raises: NotEnoughDisk.
+    The keys are those of `sample_key`. model: with those weights, and the adapter of slot, None for none.
+    base: what names them, and the arithmetic. Raises: NotEnoughDisk.
     """
     file = f"reference-{_key(samples, base)[:32]}.safetensors"
     lengths = [sample.num_trained for sample in samples]
     logprobs_N = _find(run, file, sum(lengths))
     if logprobs_N is None:
-        logprobs_N = _compute(model, samples, pack_tokens)
+        logprobs_N = _compute(model, samples, pack_tokens, slot)
         _write(run.path / file, lambda fresh: write_tensors(fresh, {_NAME: logprobs_N}))
     sums = [float(part.double().sum()) for part in logprobs_N.split(lengths)]
     return {sample_key(sample): total for sample, total in zip(samples, sums, strict=True)}
@@ -85,13 +85,13 @@ def _write(path: Path, write) -> None:
             fresh.unlink(missing_ok=True)
 
 
-def _compute(model: nn.Module, samples: Sequence[Sample], pack_tokens: int) -> Tensor:
+def _compute(model: nn.Module, samples: Sequence[Sample], pack_tokens: int, slot: int | None) -> Tensor:
     parts = [torch.empty(0)]
     with torch.no_grad():
         for start in range(0, len(samples), _AT_ONCE):
             some, found = samples[start:start + _AT_ONCE], {}
             for pack in split_batch(some, pack_tokens):
-                logprobs_N = trained_logprobs(model, pack_samples(pack))
+                logprobs_N = trained_logprobs(model, pack_samples(pack), slot)
                 split = logprobs_N.split([sample.num_trained for sample in pack])
                 found |= dict(zip(pack, split, strict=True))
             parts += [found[sample] for sample in some]

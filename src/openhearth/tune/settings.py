@@ -10,7 +10,7 @@ import difflib
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -25,9 +25,10 @@ LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 class TuneSettings:
     """What all methods share: what learns, in which numbers, and how fast.
 
-    weights: "lora" trains small matrices beside the linear layers, "full" all weights. base: how the frozen
-    weights under LoRA are held: "plain" numbers, "stored" as in a GGUF file, quantised to "int8" or "int4".
-    lora_rank: inner size of those matrices. lora_alpha: what they add is scaled by alpha / rank, with
+    weights: "lora" trains small matrices beside the linear layers, "full" all weights. start_adapter: an
+    adapter that learning goes on from, a run or a folder; rank, scale and layers are its own. base: how the
+    frozen weights under LoRA are held: "plain" numbers, "stored" as in a GGUF file, quantised to "int8" or
+    "int4". lora_rank: inner size of those matrices. lora_alpha: what they add is scaled by alpha / rank, with
     is_rank_stabilised by alpha / sqrt(rank). lora_layers: which linear layers. use_dora: their
     rows' magnitudes learn too. dtype: numbers of the weights
     and activations; masters and optimizer are float32. pack_tokens: tokens of one forward; a step adds up
@@ -39,6 +40,7 @@ class TuneSettings:
     seed: int = 0
     weights: Literal["lora", "full"] = "lora"
     optimizer: Literal["adamw", "muon"] = "adamw"
+    start_adapter: str | None = None
     base: Literal["plain", "stored", "int8", "int4"] = "plain"
     lora_rank: int | None = None
     lora_alpha: float | None = None
@@ -70,6 +72,9 @@ class TuneSettings:
         for layer in self.lora_layers:
             if layer not in LAYERS:
                 raise UsageError(f"lora_layers names `{layer}`", why=f"expected some of {', '.join(LAYERS)}")
+        if self.start_adapter is not None and self.weights != "lora":
+            raise UsageError("start_adapter with weights `full`", why="only an adapter goes on from one",
+                             hint="--weights lora")
         if self.use_dora and self.weights != "lora":
             raise UsageError("use_dora with weights `full`", why="DoRA is a kind of LoRA",
                              hint="--weights lora")
@@ -254,7 +259,8 @@ _INPUT = {"sft": "--data FILE", "dpo": "--data FILE", "grpo": "--task NAME",
 def read_recipe(path: Path) -> dict[str, Any]:
     """Return the keys of a recipe; paths of data are relative to the recipe's folder.
 
-    Raises: ModelNotFound, UsageError when it is no TOML or names no method.
+    With `[[stage]]` tables, `stage` is their list (`chain.py`). Raises: ModelNotFound, UsageError when it is
+    no TOML or names no method.
     """
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -263,15 +269,25 @@ def read_recipe(path: Path) -> dict[str, Any]:
                             hint="hearth tune sft MODEL --data FILE") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"`{path}` is not TOML", why=str(error)) from None
-    if recipe.get("method") not in METHODS:
-        raise UsageError(f"the recipe `{path}` has method `{recipe.get('method', '')}`",
-                         why=f"expected one of: {', '.join(METHODS)}", hint='method = "sft"')
-    for name in ("data", "eval_data"):
-        files = recipe.get(name, [])
-        files = [files] if isinstance(files, str) else files
-        if name in recipe and isinstance(files, list):
-            recipe[name] = [file if file.startswith("hub:") else str(path.parent / file) for file in files]
+    stages = recipe.get("stage", [recipe])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages) or not stages:
+        raise UsageError(f"`stage` of the recipe `{path}` is no list of tables", hint="[[stage]]")
+    for stage in stages:
+        if stage.get("method") not in METHODS:
+            raise UsageError(f"the recipe `{path}` has method `{stage.get('method', '')}`",
+                             why=f"expected one of: {', '.join(METHODS)}", hint='method = "sft"')
+    for part in (recipe, *stages) if "stage" in recipe else stages:
+        _resolve_paths(part, path.parent)
     return recipe
+
+
+def _resolve_paths(part: dict[str, Any], folder: Path) -> None:
+    for name in ("data", "eval_data"):
+        files = part.get(name, [])
+        files = [files] if isinstance(files, str) else files
+        if name in part and isinstance(files, list):
+            part[name] = [file if file.startswith(("hub:", "task:")) else str(folder / file)
+                          for file in files]
 
 
 def build_settings(method: str, given: Mapping[str, Any]) -> Any:
@@ -288,9 +304,7 @@ def build_settings(method: str, given: Mapping[str, Any]) -> Any:
     values = {}
     for name, value in given.items():
         if name not in hints:
-            near = difflib.get_close_matches(name, hints, 1)
-            raise UsageError(f"there is no setting `{name}`", why=f"there are: {', '.join(hints)}",
-                             hint=f"did you mean `{near[0]}`?" if near else "")
+            raise unknown_setting(name, hints)
         if value is not None:
             values[name] = _converted(name, value, hints[name])
     needed = [one.name for one in fields(kind) if one.name in ("model", "data", "task", "out")]
@@ -298,6 +312,13 @@ def build_settings(method: str, given: Mapping[str, Any]) -> Any:
         raise UsageError(f"{', '.join(missing)} must be said",
                          hint=f"hearth tune {method} MODEL {_INPUT[method]} --out NAME")
     return kind(**values)
+
+
+def unknown_setting(name: str, known: Collection[str]) -> UsageError:
+    """Return the error about a setting that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, known, 1)
+    return UsageError(f"there is no setting `{name}`", why=f"there are: {', '.join(known)}",
+                      hint=f"did you mean `{near[0]}`?" if near else "")
 
 
 def _converted(name: str, value: Any, hint: Any) -> Any:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from openhearth.models import Adapter, AdapterWeights, attach
 
 ADAPTER = "tuned"
+_REFERENCE = "before"
 
 
 def attach_fresh(model: nn.Module, *, rank: int, scale: float, layers: tuple[str, ...], seed: int,
@@ -39,6 +40,17 @@ def attach_fresh(model: nn.Module, *, rank: int, scale: float, layers: tuple[str
             if use_dora:
                 magnitudes[path] = layer.numbers().norm(dim=1)
     return attach(model, ADAPTER, AdapterWeights(pairs, scale, magnitudes), is_trainable=True)
+
+
+def attach_started(model: nn.Module, weights: AdapterWeights) -> Adapter:
+    """Freeze a model and attach an adapter that learns on from weights. Raises: UsageError, as `attach`."""
+    model.requires_grad_(False)
+    return attach(model, ADAPTER, weights, is_trainable=True)
+
+
+def attach_reference(model: nn.Module, weights: AdapterWeights) -> int:
+    """Attach a frozen copy of the weights that learning goes on from, and return its slot."""
+    return attach(model, _REFERENCE, weights).slot
 
 
 def adapter_parameters(adapter: Adapter) -> dict[str, nn.Parameter]:

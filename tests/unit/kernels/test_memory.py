@@ -1,13 +1,9 @@
 """Blocks for weights: aligned, disjoint, returned when unused."""
 
 import gc
-import platform
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import torch
 
 from openhearth.kernels.memory import take_bytes
@@ -38,17 +34,3 @@ def test_a_large_block_returns_to_the_system_with_its_tensor():
     del view
     gc.collect()
     assert resident_mb() < before + 16
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to")
-def test_what_is_freed_is_kept_for_the_next_one():
-    code = ("import resource, torch\n"
-            "from openhearth.kernels.memory import keep_freed\n"
-            "keep_freed()\n"
-            "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-            "torch.ones(48 << 20, dtype=torch.uint8)\n"
-            "before = faults()\n"
-            "torch.ones(48 << 20, dtype=torch.uint8)\n"
-            "print(faults() - before)\n")
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert int(found.stdout) < 1000  # of 12288 pages

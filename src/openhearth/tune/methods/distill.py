@@ -16,7 +16,7 @@ from openhearth.kernels.logprob.chunked import CHUNK_BYTES
 from openhearth.runs import RunFolder
 from openhearth.tasks import Grading, Task, find
 from openhearth.tune.derive import Deriver, Plan, base_bytes, count_trainable, fill_memory, fill_weights
-from openhearth.tune.derive_grpo import engine_settings
+from openhearth.tune.derive_grpo import engine_settings, reached_bytes
 from openhearth.tune.loops.distill import DistillLoop, DistillParts
 from openhearth.tune.methods.records import Learner, Opened
 from openhearth.tune.methods.sft import SftWork, read_data
@@ -147,7 +147,9 @@ def _derive(settings: DistillSettings, opened: Opened, longest_prompt: int, task
                         available_bytes - teacher_bytes - workspace_bytes,
                         base_bytes(settings, opened.checkpoint, spec))
     terms = replace(terms, weights_bytes=terms.weights_bytes + teacher_bytes,
-                    workspace_bytes=terms.workspace_bytes + workspace_bytes)
+                    workspace_bytes=terms.workspace_bytes + workspace_bytes,
+                    cache_bytes=reached_bytes(deriver.settings, spec, longest_prompt, available_bytes)
+                    if settings.is_on_policy else 0)
     num_steps = settings.steps or _STEPS
     if settings.steps is None:
         deriver.reasons["steps"] = "a start; a longer run is a new one with --steps"

@@ -62,7 +62,7 @@ class GrpoWork:
         engine = Engine(learner.model, weights_version="step 0", settings=engine_settings(
             settings, opened.spec, longest, hardware.read_memory().available_bytes))
         policy = Policy(learner.model, learner.slot, _sampling(settings, opened), settings.pack_tokens,
-                        reference)
+                        reference, learner.reference_slot)
         mixture = Mixture(self.tasks, seed=settings.seed, weights=settings.task_weights,
                           curriculum=settings.curriculum)
         with Grading(self.tasks, num_workers=settings.threads or hardware.usable_cores()) as grading:

@@ -82,7 +82,10 @@ class PreferenceWork:
                 samples.add(sample)
         base = {"weights": opened.stored.weights_sha256, "dtype": settings.dtype, "held": settings.base,
                 "isa": chosen().isa}
-        sums = reference_sums(run, learner.model, samples, base=base, pack_tokens=settings.pack_tokens)
+        if opened.start is not None:
+            base["adapter"] = opened.start.sha256
+        sums = reference_sums(run, learner.model, samples, base=base, pack_tokens=settings.pack_tokens,
+                              slot=learner.reference_slot)
         return replace(found, references=sums)
 
 

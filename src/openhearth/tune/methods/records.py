@@ -11,6 +11,7 @@ from torch import nn
 
 from openhearth import chat, formats, hub
 from openhearth.config import Config
+from openhearth.models.adapter_files import StoredAdapter
 from openhearth.runs import RunFolder
 from openhearth.spec import ModelSpec
 from openhearth.tune.derive import Plan
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Opened:
-    """A model on disk whose headers were read. config: where it was looked for.
+    """A model on disk whose headers were read. config: where it was looked for. start: what learning goes
+    on from, None for a fresh start.
 
     Example: ``open_model("smollm2", config).spec.vocab_size``.
     """
@@ -34,18 +36,21 @@ class Opened:
     tokenizer: chat.Tokenizer
     template: chat.ChatTemplate | None
     config: Config
+    start: StoredAdapter | None = None
 
 
 @dataclass(frozen=True)
 class Learner:
     """A loaded model, what of it learns, and what moves it. slot: of the adapter, None where all weights do.
 
-    Example: ``Learner(model, optimizer, slot=0)``.
+    reference_slot: of a frozen copy of the adapter that learning goes on from, where the method compares with
+    it; None where it is the model without adapters. Example: ``Learner(model, optimizer, slot=0)``.
     """
 
     model: nn.Module
     optimizer: Optimizer
     slot: int | None
+    reference_slot: int | None = None
 
 
 class Work(Protocol):
