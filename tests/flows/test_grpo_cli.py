@@ -11,7 +11,7 @@ from support.command import environment, hearth
 from support.in_process import run_main
 from support.tuning import TASKS, grpo_settings_of, train_alone
 
-from openhearth.runs import RunFolder, hash_files
+from openhearth.runs import RunFolder, hash_files, read_rollouts
 
 STEPS = 6
 
@@ -136,12 +136,13 @@ def test_every_step_keeps_completions_with_their_verdicts(tune, tiny_folder, tmp
     assert tune(*arguments(tiny_folder, "--steps", 2)).code == 0
     run = RunFolder(tmp_path, "run")
     for step in (1, 2):
-        lines = (run.path / "rollouts" / f"step-{step:08d}.jsonl").read_text().splitlines()
-        assert len(lines) == 2 * 4
-        assert {"text", "verdict", "reward", "reason"} <= json.loads(lines[0]).keys()
+        rows = read_rollouts(run, step)
+        assert len(rows) == 2 * 4 and {row.step for row in rows} == {step}
+        assert all(row.prompt and row.verdict in ("correct", "wrong", "no_answer") for row in rows)
     page = (run.path / "index.html").read_text()
     for curve in ("reward", "pass_rate", "entropy", "ratio_max_difference", "rollout_tokens_per_s"):
         assert f"<h2>{curve}</h2>" in page
+    assert "<summary>step 2: " in page and list((run.path / "tensorboard").iterdir())
     listed = tune("runs", "list").out
     assert "grpo" in listed and "reward" in listed
     assert "reward" in tune("runs", "show", "run").out

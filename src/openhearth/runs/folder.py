@@ -3,7 +3,8 @@
     runs/<name>/config.json      what was asked for and what was derived; first
                 metrics.jsonl    one record per step
                 refused.jsonl    rows of the data that were left out, with file, line and reason (sft)
-                rollouts/        completions of each step with their verdicts (grpo)
+                tensorboard/     the same numbers as TensorBoard reads them (`events.py`)
+                rollouts/        some completions of each step with their verdicts (grpo; `rollouts.py`)
                 rollout.json     all of the last step's, for a resumed run (grpo)
                 checkpoints/     where the run can go on (`checkpoints.py`)
                 output/          what came out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -38,14 +39,17 @@ def names() -> list[str]:
     return sorted(set(factory.DATASETS) - _NOT_ALONE)
 
 
-def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **options: Any) -> Task:
+def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", shots: int = 0,
+              **options: Any) -> Task:
     """Return a data set as a task.
 
     ref: the name to find it by. style: think asks for steps before the answer, direct for the answer
     alone, plain asks nothing more than the question and takes the last number of the response where there
-    is no tagged answer, which suits data sets of numbers and models that do not know tags. options:
-    fields of the data set's configuration.
-    Raises: UsageError for a name, style or option that does not exist; Unsupported without the package.
+    is no tagged answer, which suits data sets of numbers and models that do not know tags. shots:
+    that many training problems with their worked answers stand before the question, as earlier turns; of the
+    data sets in `worked.py`, in style plain. options: fields of the data set's configuration.
+    Raises: UsageError for a name, style, option or number of shots that does not exist; Unsupported without
+    the package.
     """
     if name not in names():
         near = difflib.get_close_matches(name, names(), 1)
@@ -54,19 +58,28 @@ def make_task(name: str, ref: str, *, seed: int = 0, style: str = "think", **opt
     if style not in _STYLES:
         raise UsageError(f"style is `{style}`", why=f"expected one of {', '.join(_STYLES)}",
                          hint="style=direct")
+    if shots < 0 or (shots and (name not in WORKED or style != "plain")):
+        raise UsageError(f"`{name}` in style {style} with shots={shots}",
+                         why=f"worked answers exist for {', '.join(WORKED)} in style plain", hint="shots=0")
     data_set = _create(name, seed, options)
     work = WORKED.get(name, lambda question: "")
 
-    def make(index: int) -> tuple[str, Problem]:
+    def problem(index: int, shown: tuple[Mapping[str, str], ...] = ()) -> tuple[str, Problem]:
         entry = _entry(data_set, index)
         question = str(entry["question"])
-        messages = ({"role": "user", "content": f"{question}\n{_STYLES[style]}".strip()},)
+        asked = {"role": "user", "content": f"{question}\n{_STYLES[style]}".strip()}
         answer = "" if entry["answer"] is None else str(entry["answer"])
-        return question, Problem(f"{name}/{seed}/{index}", messages, answer, {"index": index},
+        return question, Problem(f"{name}/{seed}/{index}", (*shown, asked), answer, {"index": index},
                                  split_of(question), work(question) if style == "plain" else "")
 
-    return Task(ref, {split: Generated(make, split) for split in SPLITS}, _grader(data_set, style),
-                source=version_of("reasoning-gym"), max_tokens=512 if style == "think" else 128)
+    training = Generated(problem, "train")
+    examples = [training[index] for index in range(shots)]
+    make = functools.partial(problem, shown=tuple(turn for example in examples for turn in (
+        *example.messages, {"role": "assistant", "content": example.worked})))
+    shown = [str(_entry(data_set, example.metadata["index"])["question"]) for example in examples]
+    return Task(ref, {split: Generated(make, split, without=shown) for split in SPLITS},
+                _grader(data_set, style), source=version_of("reasoning-gym"),
+                max_tokens=512 if style == "think" else 128)
 
 
 def _grader(data_set: Any, style: str) -> Grader:

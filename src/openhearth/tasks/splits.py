@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from openhearth.errors import UsageError
 from openhearth.tasks.records import Problem, Split
@@ -27,18 +27,19 @@ def split_of(question: str) -> Split:
 class Generated:
     """One split of an endless generator: its problems that belong there, in the generator's order.
 
-    make: index of the generator -> (question, problem). Repeated questions are left out. Looking at
-    problem n makes all problems before it, once.
+    make: index of the generator -> (question, problem). Repeated questions are left out, and those in
+    without. Looking at problem n makes all problems before it, once.
     """
 
     num_problems: int | None = None
     """None until the generator has run out."""
 
-    def __init__(self, make: Callable[[int], tuple[str, Problem]], split: Split) -> None:
+    def __init__(self, make: Callable[[int], tuple[str, Problem]], split: Split, *,
+                 without: Iterable[str] = ()) -> None:
         self._make = make
         self._split = split
         self._found: list[Problem] = []
-        self._seen: set[str] = set()
+        self._seen = set(without)
         self._next = 0
         self._lock = threading.Lock()
 

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -19,7 +21,14 @@ from openhearth.errors import UsageError
 from openhearth.kernels.freed import keep_resident_below, limit_kept_products
 from openhearth.kernels.select import chosen, set_num_threads
 from openhearth.models import load_model
-from openhearth.runs import RunFolder, hash_files, render_page
+from openhearth.runs import (
+    RunFolder,
+    hash_files,
+    read_rollouts,
+    render_page,
+    rollout_steps,
+    writing_events,
+)
 from openhearth.spec import read_spec
 from openhearth.spec.to_config import config_of
 from openhearth.tune.methods.distill import prepare_distill
@@ -43,6 +52,10 @@ from openhearth.tune.weights import (
 )
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_PAGE_S = 10.0
+"""Seconds between two versions of a run's page."""
+_PAGE_ROLLOUTS = 24
+"""Steps whose rollouts stand on a run's page."""
 _PREPARE = {SftSettings: prepare_sft, DpoSettings: prepare_preference, GrpoSettings: prepare_grpo,
             DistillSettings: prepare_distill}
 
@@ -95,10 +108,13 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
     learner = load_learner(job)
     schedule = Schedule(settings.schedule, settings.learning_rate, job.plan.num_steps,
                         round(settings.warmup * job.plan.num_steps))
-    with job.work.looping(run, job.opened, job.plan, learner) as loop:
+    newest = run.checkpoints.newest()
+    with (job.work.looping(run, job.opened, job.plan, learner) as loop,
+          writing_events(run, newest.step + 1 if newest else 1) as write_event):
+        watching = _Watching(run, write_event, on_step)
         try:
             train(run, loop, schedule, checkpoint_every=settings.checkpoint_every,
-                  matmul_flops_per_s=matmul_flops_per_s, on_step=on_step)
+                  matmul_flops_per_s=matmul_flops_per_s, on_step=watching.see)
         finally:
             _write_page(run)
     result = job.work.result(run, job.plan, learner)
@@ -134,8 +150,28 @@ def load_learner(job: Job) -> Learner:
                    reference_slot)
 
 
+class _Watching:
+    """Those who look on while a run goes: TensorBoard, the run's page, and the caller."""
+
+    def __init__(self, run: RunFolder, write_event: Callable[[Mapping[str, Any]], None],
+                 on_step: Callable[[StepMetrics], None]) -> None:
+        self._run, self._write_event, self._on_step = run, write_event, on_step
+        self._written_s = -math.inf
+
+    def see(self, metrics: StepMetrics) -> None:
+        self._write_event(metrics.record())
+        if time.monotonic() - self._written_s > _PAGE_S:
+            _write_page(self._run)
+            self._written_s = time.monotonic()
+        self._on_step(metrics)
+
+
 def _write_page(run: RunFolder) -> None:
-    run.write("index.html", render_page(run.name, run.config(), run.metrics(), run.receipt()))
+    steps = rollout_steps(run)
+    stride = -(-len(steps) // _PAGE_ROLLOUTS)
+    shown = sorted({*steps[::stride], steps[-1]}) if steps else []
+    run.write("index.html", render_page(run.name, run.config(), run.metrics(), run.receipt(),
+                                        [one for step in shown for one in read_rollouts(run, step)]))
 
 
 def _config_record(job: Job) -> dict[str, Any]:

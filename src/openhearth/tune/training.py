@@ -65,6 +65,11 @@ class StepMetrics:
         """Seconds without those in which completions were drawn."""
         return self.seconds - self.report.get("rollout_seconds", 0.0)
 
+    def record(self) -> dict[str, float]:
+        """Return all of it as one flat record, as `metrics.jsonl` has it."""
+        record = asdict(self)
+        return record | record.pop("report")
+
 
 class Loop(Protocol):
     """A method's own part. guess_loss: that of knowing nothing; a multiple of it is no longer learning."""
@@ -111,9 +116,7 @@ def train(run: RunFolder, loop: Loop, schedule: Schedule, *, checkpoint_every: i
             norms.append(norm)
         metrics = _metrics(step, rate, works, norms, time.perf_counter() - started, matmul_flops_per_s,
                            loop.report())
-        record = asdict(metrics)
-        report = record.pop("report")
-        run.append_metrics(record | report)
+        run.append_metrics(metrics.record())
         on_step(metrics)
         if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.num_steps:
             _save(run, loop, step + 1)

@@ -4,11 +4,24 @@ import os
 import re
 import resource
 import signal
+import struct
 
+import pyarrow.parquet
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
-from openhearth.errors import ModelNotFound, NotEnoughDisk, UsageError
-from openhearth.runs import RunFolder, find_run, list_runs, render_page
+from openhearth.errors import BadFile, ModelNotFound, NotEnoughDisk, UsageError
+from openhearth.runs import (
+    RunFolder,
+    SampledRollout,
+    find_run,
+    list_runs,
+    read_rollouts,
+    render_page,
+    rollout_steps,
+    write_rollouts,
+    writing_events,
+)
 
 
 @pytest.fixture
@@ -115,9 +128,53 @@ def test_runs_are_found_by_name(run, tmp_path):
 def test_the_page_draws_every_curve_and_asks_nobody(run):
     metrics = [{"step": step, "loss": 5 / step, "rate": 1e30, "note": "x"} for step in range(1, 2000)]
     page = render_page("a<b", {"data": "<script>"}, [*metrics, {"step": 2000, "loss": float("nan")}], None)
-    assert page.count("<svg") == 2 and "a&lt;b" in page and "<script>" not in page
+    assert page.count("<svg") == 2 and "a&lt;b" in page and page.count("<script>") == 1
+    assert "location.reload" in page, "a page of a run that goes on loads itself again"
     assert not re.search(r"https?:|src=|href=|url\(|@import", page)
     points = re.findall(r'<path d="M([^"]+)"', page)[0].split("L")
     xs, ys = zip(*(map(float, point.split(",")) for point in points), strict=True)
     assert len(points) <= 601 and list(xs) == sorted(xs) and list(ys) == sorted(ys), "a falling curve"
     assert "not finished" in page and render_page("a", {}, [], {"x": 1}).count("<svg") == 0
+
+
+def sampled(step, sample, text="4", verdict="correct", reward=1.0):
+    return SampledRollout(step, "sum/0", sample, "3 + 1 =", text, verdict, reward, "", 2, "stop")
+
+
+def test_rollouts_are_one_table_for_any_reader_of_parquet(run):
+    rows = [sampled(1, 0), sampled(1, 1, "<b>5", "wrong", 0.0), sampled(2, 0, "?", "grader_failed", None)]
+    for step in (1, 2):
+        write_rollouts(run, step, [row for row in rows if row.step == step])
+    assert rollout_steps(run) == [1, 2]
+    assert read_rollouts(run, 1) == rows[:2] and read_rollouts(run, 2) == rows[2:]
+    table = pyarrow.parquet.read_table(run.path / "rollouts")
+    assert table.column("reward").to_pylist() == [1.0, 0.0, None] and table.num_rows == 3
+    page = render_page("a", {}, [], None, rows)
+    assert "step 1: 1 of 2 right" in page and "&lt;b&gt;5" in page and "<b>" not in page
+    (run.path / "rollouts" / "step-00000002.parquet").write_bytes(b"no table")
+    with pytest.raises(BadFile):
+        read_rollouts(run, 2)
+
+
+def test_tensorboard_reads_the_metrics_and_hides_what_a_killed_run_did_beyond(run):
+    with writing_events(run, 1) as write:
+        write({"step": 1, "loss": 2.0, "level": 0})
+        write({"step": 2, "loss": 1.5, "level": 0})
+    with writing_events(run, 2) as write:
+        write({"step": 2, "loss": 1.25, "level": 0})
+    files = sorted((run.path / "tensorboard").iterdir(), key=lambda path: int(path.suffix[1:]))
+    events = [event for path in files for event in read_events(path)]
+    losses = [(event.step, value.simple_value) for event in events for value in event.summary.value
+              if value.tag == "loss"]
+    assert losses == [(1, 2.0), (2, 1.5), (2, 1.25)]
+    starts = [event.step for event in events if event.session_log.status == event.session_log.START]
+    assert starts[-1] == 2, "readers drop what stands at this step and beyond in earlier files"
+
+
+def read_events(path):
+    """The records of an event file: length, checksum, bytes, checksum."""
+    data, place = path.read_bytes(), 0
+    while place < len(data):
+        (length,) = struct.unpack_from("<Q", data, place)
+        yield Event.FromString(data[place + 12:place + 12 + length])
+        place += 16 + length

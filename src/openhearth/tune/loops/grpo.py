@@ -22,7 +22,7 @@ from openhearth import chat
 from openhearth.engine import Engine
 from openhearth.errors import OffPolicy
 from openhearth.kernels import select
-from openhearth.runs import RunFolder
+from openhearth.runs import RunFolder, SampledRollout, write_rollouts
 from openhearth.tasks import Grading
 from openhearth.tune.groups import Group, Trained, learn
 from openhearth.tune.losses.records import Clipping, LossInput
@@ -30,7 +30,7 @@ from openhearth.tune.losses.table import POLICY_LOSSES
 from openhearth.tune.mixture import Mixture
 from openhearth.tune.optimizer import Optimizer
 from openhearth.tune.policy import Policy
-from openhearth.tune.rollout import Rolled, ask, roll
+from openhearth.tune.rollout import Asked, Rolled, ask, roll
 from openhearth.tune.settings import GrpoSettings
 from openhearth.tune.training import StepWork
 from openhearth.tune.weights import ADAPTER
@@ -128,10 +128,11 @@ class GrpoLoop:
         parts.engine.renew(f"step {step}")
         rolled = roll(parts.engine, parts.tokenizer, parts.grading, asked, parts.policy.sampling,
                       group_size=settings.group_size, adapter=self.adapter)
+        write_rollouts(parts.run, step + 1, [
+            _sampled(step + 1, sample, one, group) for one, group
+            in zip(asked[:settings.kept_groups], rolled, strict=False) for sample in range(len(group))])
         parts.run.write(_ROLLOUT, {"step": step,
                                    "groups": [[asdict(one) for one in group] for group in rolled]})
-        parts.run.write_rows(f"rollouts/step-{step + 1:08d}.jsonl", [
-            _shown(one) for group in rolled[:settings.kept_groups] for one in group])
         return rolled
 
     def _backward(self, step: int, dealt: Sequence[Group], *, is_on_policy: bool) -> StepWork:
@@ -191,9 +192,10 @@ def _read(run: RunFolder, step: int) -> list[list[Rolled]] | None:
                        for name, value in one.items()}) for one in group] for group in record["groups"]]
 
 
-def _shown(one: Rolled) -> dict[str, Any]:
-    return {"problem": one.problem, "text": one.text, "verdict": one.verdict, "reward": one.reward,
-            "reason": one.reason, "tokens": len(one.token_ids), "finish_reason": one.finish_reason}
+def _sampled(step: int, sample: int, asked: Asked, group: Sequence[Rolled]) -> SampledRollout:
+    one = group[sample]
+    return SampledRollout(step, one.problem, sample, asked.problem.messages[-1]["content"], one.text,
+                          one.verdict, one.reward, one.reason, len(one.token_ids), one.finish_reason)
 
 
 def _describe(rolled: Sequence[Sequence[Rolled]], groups: Sequence[Group],

@@ -12,7 +12,7 @@ import torch
 from openhearth import hardware
 from openhearth.engine import Engine, Sampling
 from openhearth.models import load_model
-from openhearth.runs import RunFolder
+from openhearth.runs import RunFolder, load_parquet
 from openhearth.tasks import Grading, Task, find
 from openhearth.tune.derive import Plan, base_bytes
 from openhearth.tune.derive_grpo import derive_grpo_plan, engine_settings
@@ -82,7 +82,11 @@ class GrpoWork:
 
 
 def prepare_grpo(settings: GrpoSettings, opened: Opened, available_bytes: int) -> tuple[Plan, GrpoWork]:
-    """Find the tasks, look at prompts and decide what nobody said. Raises: UsageError, and as `find`."""
+    """Find the tasks, look at prompts and decide what nobody said.
+
+    Raises: UsageError, Unsupported without pyarrow, and as `find`.
+    """
+    load_parquet()
     _sampling(settings, opened)
     tasks = tuple(find(name) for name in settings.task)
     shown = []
