@@ -1,4 +1,4 @@
-"""A grouped bar chart as SVG text, readable on light and dark pages: no drawing library needed."""
+"""Bar and line charts as SVG text, readable on light and dark pages: no drawing library needed."""
 
 from __future__ import annotations
 
@@ -40,3 +40,36 @@ def bar_chart(title: str, unit: str, groups: dict[str, dict[str, float]]) -> str
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" '
         'font-family="sans-serif" font-size="12" fill="#222222">',
         f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>', heading, *legend, *parts, "</svg>"]) + "\n"
+
+
+def line_chart(title: str, unit: str, lines: dict[str, list[float]]) -> str:
+    """Return one line per name over places counted from 1. unit: what the places are."""
+    height, bottom = 320, 30
+    low = min(min(values) for values in lines.values())
+    high = max(max(values) for values in lines.values())
+    most = max(len(values) for values in lines.values())
+    span = (high - low) or 1.0
+
+    def place(index: int, value: float) -> str:
+        x = LEFT + index / max(1, most - 1) * (WIDTH - LEFT - RIGHT)
+        return f"{x:.1f},{HEADER + (high - value) / span * (height - HEADER - bottom):.1f}"
+
+    parts, x = [], LEFT
+    for (name, values), colour in zip(lines.items(), COLOURS.values(), strict=False):
+        points = " ".join(place(index, value) for index, value in enumerate(values))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
+                     f'<rect x="{x}" y="32" width="11" height="11" fill="{colour}"/>'
+                     f'<text x="{x + 16}" y="42">{escape(name)}</text>')
+        x += 16 + 7 * len(name) + 24
+    for value in (low, high):
+        y = float(place(0, value).split(",")[1])
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+                     f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dddddd"/>')
+    parts.append(f'<text x="{LEFT}" y="{height - 8}">1</text>'
+                 f'<text x="{WIDTH - RIGHT}" y="{height - 8}" text-anchor="end">{most} '
+                 f'{escape(unit)}s</text>')
+    heading = f'<text x="{LEFT}" y="20" font-weight="bold">{escape(title)}</text>'
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
+        f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12" fill="#222222">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>', heading, *parts, "</svg>"]) + "\n"

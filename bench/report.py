@@ -1,8 +1,8 @@
 """Pages from results: `python bench/report.py` writes them, `--check` tells whether they are up to date.
 
 `results/cpu.json` gives docs/performance.md and its charts, `cpu-avx512.json` and `cpu-avx2.json` a
-section of it, `results/perplexity.json` docs/results.md, `results/on_policy.json` the plot and its numbers
-in docs/tune.md.
+section of it, `results/perplexity.json`, `learning.json` and `sft_curve.json` docs/results.md,
+`results/on_policy.json` the plot and its numbers in docs/tune.md.
 Where a results file is missing, its pages are left alone.
 """
 
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chart import COLOURS, bar_chart
+from chart import COLOURS, bar_chart, line_chart
 
 ROOT = Path(__file__).resolve().parent.parent
 CHARTS = {"decode": "One stream", "prefill": "Reading a prompt", "batch": "Many streams"}
@@ -44,8 +44,56 @@ def performance_pages(record: dict[str, Any], held_back: list[dict[str, Any]]) -
     return pages
 
 
-def results_pages(record: dict[str, Any]) -> dict[str, str]:
-    """Return file name -> text of docs/results.md."""
+def results_pages(found: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Return file name -> text of docs/results.md and its chart, with a section for each record there is.
+
+    found: name of a results file -> record.
+    """
+    sections, pages = [RESULTS_HEAD], {}
+    if "learning" in found:
+        sections += [LEARNING_HEAD, _learning_table(found["learning"]["rows"])]
+    if "sft_curve" in found:
+        record = found["sft_curve"]
+        pages["results-sft.svg"] = line_chart(
+            f"Loss of each step, mean of {SMOOTHED}", "step",
+            {name: _smooth(curve["losses"]) for name, curve in record["curves"].items()})
+        sections += [_curve_text(record), "![Loss by step, here and in TRL](results-sft.svg)"]
+    if "perplexity" in found:
+        sections += _perplexity_sections(found["perplexity"])
+    return pages | {"results.md": "\n\n".join(sections) + "\n"}
+
+
+def _learning_table(rows: list[dict[str, Any]]) -> str:
+    lines = []
+    for row in rows:
+        before, after = (f"{100 * score['accuracy']:.1f} ({100 * score['low']:.1f} to "
+                         f"{100 * score['high']:.1f})" for score in (row["before"], row["after"]))
+        gain = 100 * (row["after"]["accuracy"] - row["before"]["accuracy"])
+        lines.append([f"[{row['name']}](../recipes/{row['name']}.toml)", f"`{row['task']}`", before, after,
+                      f"{gain:+.1f}", f"{row['steps']}", f"{row['samples']:,}",
+                      f"{row['seconds'] / 60:.0f} min"])
+    return _table(["recipe", "problems held out", "before, %", "after, %", "points", "steps",
+                   "completions", "time"], lines)
+
+
+def _curve_text(record: dict[str, Any]) -> str:
+    settings, apart, versions = record["settings"], record["apart"], record["versions"]
+    lines = [[name, f"{curve['before']:.4f}", f"{curve['after']:.4f}"]
+             for name, curve in record["curves"].items()]
+    about = CURVE_HEAD.format(
+        trl=versions["trl"], steps=settings["steps"], batch_size=settings["batch_size"],
+        tokens=f"{settings['tokens']:,}", rank=settings["rank"], rate=settings["learning_rate"],
+        held_out=settings["held_out"], ours=f"{apart['openhearth and TRL']:.4f}",
+        theirs=f"{apart['TRL and TRL']:.4f}")
+    return f"{about}\n{_table(['', 'held-out loss before', 'after'], lines)}"
+
+
+def _smooth(values: list[float]) -> list[float]:
+    """Running means of SMOOTHED values, the first of fewer."""
+    return [statistics.fmean(values[max(0, end - SMOOTHED):end]) for end in range(1, len(values) + 1)]
+
+
+def _perplexity_sections(record: dict[str, Any]) -> list[str]:
     rows = {(row["engine"], row["weights"]): row for row in record["rows"]}
     truth = rows["transformers", "f32"]["perplexity"]
     lines = []
@@ -56,12 +104,12 @@ def results_pages(record: dict[str, Any]) -> dict[str, str]:
                       *_perplexity_cells(ours, truth), *_perplexity_cells(theirs, truth)])
     table = _table(["format", "file, MB", "openhearth", "change", "llama.cpp", "change"], lines)
     text, versions = record["text"], record["versions"]
-    about = RESULTS_HEAD.format(
+    about = FORMATS_HEAD.format(
         tokens=text["num_tokens"], window=text["window"], sha256=text["sha256"],
         source=record["source"]["name"],
         bos="after a BOS" if text["has_bos"] else "this model's tokenizer adds no BOS",
         truth=f"{truth:.4f}", transformers=versions["transformers"], llama=versions["llama.cpp"])
-    return {"results.md": f"{about}\n{table}\n\n{RESULTS_TAIL}"}
+    return [f"{about}\n{table}", FORMATS_TAIL]
 
 
 def tune_page(record: dict[str, Any], text: str) -> dict[str, str]:
@@ -255,11 +303,30 @@ by the forward that training runs differ by {mean} on average and by up to {most
 and {our_equal} % have equal bits (`bench/peers/on_policy.py`).
 
 ![How far importance ratios are from 1](tune-ratios.svg)"""
+SMOOTHED = 10
 RESULTS_HEAD = """\
 # Results
 
-What a weight format costs in quality. Generated by `bench/report.py` from
-`bench/results/perplexity.json`.
+What recipes teach, and what weight formats cost. Generated by `bench/report.py` from
+`bench/results/`."""
+LEARNING_HEAD = """\
+## What recipes teach
+
+Recipes of `recipes/` as they stand, run on the default model and two cores, and `hearth eval` on problems
+that training never asks, before and after, greedy. Intervals are Wilson's, 95 %. The receipts of runs and
+evaluations, with seeds, versions and hashes, are in `bench/results/receipts/`; the same commit, seed and
+kind of CPU give the same bits. `python bench/learning.py` adds a row."""
+CURVE_HEAD = """\
+## Fine-tuning beside TRL
+
+The same LoRA fine-tuning here and in TRL {trl} (`bench/peers/learning.py`): GSM8K's training split, {steps}
+steps of {batch_size} samples ({tokens} tokens), rank {rank}, learning rate {rate}, the same token ids in the
+same order, bfloat16; only the adapter's first numbers are drawn differently. Step by step the curve here is
+{ours} from TRL's on average; TRL's own two seeds are {theirs} apart. Held-out loss is that of the answers of
+{held_out} test problems.
+"""
+FORMATS_HEAD = """\
+## What a weight format costs
 
 Perplexity of SmolLM2-135M-Instruct on {tokens:,} tokens of GSM8K's test split (questions and
 answers; sha256 of the file `{sha256}`), windows of {window} tokens scored in full ({bos}). All
@@ -270,16 +337,15 @@ than they would on a model that was never quantised. The change is against the s
 float32 with `transformers` {transformers}: {truth}. llama.cpp is the one in llama-cpp-python
 {llama}, on the same files and windows.
 """
-RESULTS_TAIL = """\
-## Again
+FORMATS_TAIL = """\
+Again:
 
 ```sh
 python bench/peers/install.py transformers llama.cpp --home FOLDER
 python bench/peers/convert.py --home FOLDER
 python bench/perplexity.py TEST.jsonl --home FOLDER --out bench/results/perplexity.json
 python bench/report.py
-```
-"""
+```"""
 
 
 def main() -> int:
@@ -294,8 +360,8 @@ def main() -> int:
     if "cpu" in found:
         held_back = [found[name] for name in ("cpu-avx512", "cpu-avx2") if name in found]
         pages |= performance_pages(found["cpu"], held_back)
-    if "perplexity" in found:
-        pages |= results_pages(found["perplexity"])
+    if found.keys() & {"learning", "sft_curve", "perplexity"}:
+        pages |= results_pages(found)
     if "on_policy" in found and (tune := options.docs / "tune.md").exists():
         pages |= tune_page(found["on_policy"], tune.read_text(encoding="utf-8"))
     stale = [name for name, text in pages.items() if not (options.docs / name).exists()
