@@ -100,7 +100,7 @@ def run_job(job: Job, run: RunFolder, *, versions: Mapping[str, str], matmul_flo
     """
     settings = job.plan.settings
     limit_kept_products()
-    keep_resident_below(job.plan.memory.total_bytes - job.plan.memory.activations_bytes)
+    keep_resident_below(job.plan.memory.total_bytes)
     set_num_threads(settings.threads or hardware.usable_cores())
     if not run.exists:
         job.work.begin(run)
