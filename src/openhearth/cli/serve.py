@@ -24,20 +24,20 @@ if TYPE_CHECKING:
 
 def command(
     model: list[str] = typer.Argument(None, metavar="[MODEL]...", show_default=False,
-                                      help="As for `hearth run`; the default model when left out. The first is "
-                                           "loaded at once, others when they are asked for."),
+                                      help="As for `hearth run`; the default model when left out. The first "
+                                           "is loaded at once, others when they are asked for."),
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen at; all but this machine's own "
                                                          "need --api-key-file."),
     port: int = typer.Option(8000, "--port", min=0, max=65535, help="0 takes a free one."),
     adapter: list[str] = typer.Option(None, "--adapter", metavar="NAME[@MODEL]=RUN|PATH",
-                                      help="An adapter that requests take by its name; may be repeated. MODEL "
-                                           "where it fits several."),
+                                      help="An adapter that requests take by its name; may be repeated. "
+                                           "MODEL where it fits several."),
     adapter_dir: Path = typer.Option(None, "--adapter-dir", metavar="DIR",
-                                     help="Every folder in it that holds an adapter is served by the folder's "
-                                          "name; SIGHUP reads all adapters again."),
+                                     help="Every folder in it that holds an adapter is served by the "
+                                          "folder's name; SIGHUP reads all adapters again."),
     memory: float = typer.Option(None, "--memory", metavar="GIB", min=0,
-                                 help="What loaded models may hold together. Default: four fifths of what is "
-                                      "free."),
+                                 help="What loaded models may hold together. Default: four fifths of "
+                                      "what is free."),
     api_key_file: Path = typer.Option(None, "--api-key-file", metavar="FILE",
                                       help="Lines of NAME SHA256; requests then need a key."),
     name: list[str] = typer.Option(None, "--name", help="What requests call the model; once for each MODEL. "
@@ -91,7 +91,7 @@ def command(
 def _names(stored: list[StoredModel], given: list[str]) -> list[str]:
     """Return what requests call each model. Raises: UsageError."""
     if given and len(given) != len(stored):
-        raise UsageError(f"{len(given)} --name for {len(stored)} models", why="expected one for each, or none")
+        raise UsageError(f"{len(given)} --name for {len(stored)} models", why="expected one for each")
     names = given or [_short_name(one) for one in stored]
     twice = sorted({one for one in names if names.count(one) > 1})
     if twice:
@@ -113,7 +113,7 @@ def _tell(models: Models, address: str) -> None:
                f"cache {first.served.engine.cache_tokens} tokens)")
     for offer in models.offers[1:]:
         print_note(f"  {offer.name}: {format_bytes(offer.plan.num_bytes)} when it is asked for (context "
-                   f"{offer.plan.context_length} tokens); models may hold {format_bytes(models.memory_bytes)}")
+                   f"{offer.plan.context_length} tokens)")
 
 
 def _short_name(stored: StoredModel) -> str:

@@ -21,8 +21,10 @@ def assign_adapters(adapters: Mapping[str, StoredAdapter], plans: Mapping[str, L
                     wanted: Mapping[str, str] | None = None) -> dict[str, dict[str, StoredAdapter]]:
     """Return model's name -> adapters by name. plans: of the models, by name; wanted: adapter -> model.
 
-    An adapter goes to the model that it names, else to the one with the weights that it was trained on, else to
-    the only one that it fits. Raises: UsageError when there is none, or several.
+    An adapter goes to the model that is wanted for it, else to the one that it was trained on, else to the
+    only one that it fits.
+
+    Raises: UsageError when there is none, or several.
     """
     with torch.device("meta"):
         shapes = {name: find_architecture(plan.spec.model_type).build(plan.spec)

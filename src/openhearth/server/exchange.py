@@ -69,9 +69,9 @@ class Call:
 
     async def lease(self) -> None:
         """Have the model loaded for as long as this exchange lives. Raises: as `Models.lease`."""
-        started = time.perf_counter()
+        started, is_loaded = time.perf_counter(), self.offer.state == "loaded"
         await self.models.lease(self.offer.name, self.stack)
-        self.load_s = time.perf_counter() - started
+        self.load_s = 0.0 if is_loaded else time.perf_counter() - started
 
     async def open(self, job: Job) -> Generation:
         """Put a job into the engine's line, for as long as this exchange lives. Raises: as `Served.open`."""

@@ -64,7 +64,7 @@ def _messages(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 COMMON_FIELDS = (
-    Field("model", "the served model, or one of its adapters; `:latest` may follow", text),
+    Field("model", "a served model, or an adapter; `:latest` may follow", text),
     Field("stream", "lines of JSON as the answer grows; on unless `false`", flag),
     Field("options", "how to draw; see below", mapping),
     Field("logprobs", "log-probabilities of the tokens", flag),
@@ -125,7 +125,7 @@ OPTIONS_FIELDS = (
 )
 
 SHOW_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("name", "the older name of `model`", text),
     refused("verbose", "the tokens of a vocabulary are not sent", False),
 )
