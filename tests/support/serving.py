@@ -78,20 +78,26 @@ def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings
 
 
 @contextmanager
-def serving_models(models, *, keys=None):
-    """Serve models, the first of them loaded, until the block ends."""
+def serving_models(models, *, keys=None, around=lambda app: app):
+    """Serve models, the first of them loaded, until the block ends. around: puts something before the app."""
     models.first.open(models.limits)
-    log, is_ready = [], threading.Event()
-    bound = bind("127.0.0.1", 0)
-    server = Server(build_app(models, keys=keys, log=log.append), drain_s=5, on_ready=is_ready.set)
+    log = []
+    with serving_app(around(build_app(models, keys=keys, log=log.append))) as url:
+        yield Running(url, models, log)
+    assert not any(served.thread.is_alive for served in models.loaded)
+
+
+@contextmanager
+def serving_app(app):
+    """Serve an ASGI application on a free port until the block ends; yields its address."""
+    is_ready, bound = threading.Event(), bind("127.0.0.1", 0)
+    server = Server(app, drain_s=5, on_ready=is_ready.set)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
-    url = address_of(bound)
     thread.start()
     assert is_ready.wait(20)
     try:
-        yield Running(url, models, log)
+        yield address_of(bound)
     finally:
         server.should_exit = True
         thread.join(20)
         assert not thread.is_alive()
-        assert not any(served.thread.is_alive for served in models.loaded)
