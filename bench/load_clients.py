@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-WORDS = ("river", "stone", "lamp", "winter", "garden", "engine", "letter", "bridge", "cloud", "harbour", "copper",
-         "forest", "market", "window", "silver", "mountain", "paper", "violin", "orchard", "signal")
+WORDS = ("river", "stone", "lamp", "winter", "garden", "engine", "letter", "bridge", "cloud", "harbour",
+         "copper", "forest", "market", "window", "silver", "mountain", "paper", "violin", "orchard", "signal")
 OPENINGS = ("Write a long story about", "Explain step by step", "List everything that you know about",
             "You are a careful writer who never hurries and always says how things look. Describe")
 PATIENCE_S = 120.0

@@ -29,14 +29,14 @@ def modules():
 
 def test_twenty_seconds_of_load_leave_nothing_behind(tiny_folder, tmp_path):
     done = subprocess.run(
-        [sys.executable, BENCH / "load.py", tiny_folder, "--clients", "16", "--minutes", "0.33", "--words", "1",
-         "40", "--tokens", "4", "60", "--threads", "1", "--out", tmp_path / "report.json"],
+        [sys.executable, BENCH / "load.py", tiny_folder, "--clients", "16", "--minutes", "0.33", "--words",
+         "1", "40", "--tokens", "4", "60", "--threads", "1", "--out", tmp_path / "report.json"],
         env=environment(tmp_path / "home", HEARTH_OFFLINE="1"), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "report.json").read_text())
     assert report["problems"] == [] and report["failures"] == 0
-    assert report["answers"] > 50 and report["left"] > 10
+    assert report["answers"] > 10 and report["left"] > 3
     assert 0 < report["first_token_s"]["p50"] <= report["first_token_s"]["p99"]
     assert report["drawn_tokens"] > 0 and report["rows_per_step"] > 2
     assert report["overhead_share"] > 0 and report["tokens_per_s"] > 0
