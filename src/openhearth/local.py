@@ -105,12 +105,13 @@ class TokenLogprobs:
 
 
 def load(
-    ref: str | None = None,
+    ref: str | hub.StoredModel | None = None,
     *,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto",
+    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] | WeightChoice = "auto",
     context_length: int | None = None,
     cache_dtype: CacheDtype = "auto",
+    cache_bytes: int | None = None,
     num_threads: int | None = None,
     adapter: Path | None = None,
     config: Config | None = None,
@@ -119,8 +120,9 @@ def load(
 ) -> LocalModel:
     """Load a model, fetching it first when it is not on disk.
 
-    ref: see `hub.parse_ref`; None is the catalogue's default. dtype, weights: see `spec.choose_weights`.
-    context_length: caps the model's own, in tokens. cache_dtype: see `engine.EngineSettings`.
+    ref: see `hub.parse_ref`, or a model that is on disk; None is the catalogue's default. dtype, weights:
+    see `spec.choose_weights`, or what it chose before. context_length: caps the model's own, in tokens.
+    cache_dtype, cache_bytes: see `engine.EngineSettings`.
     num_threads: None uses every core this process may use. adapter: folder of one (PEFT's layout) that
     every answer takes. on_load: called with bytes done and bytes in all while weights are read.
     Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
@@ -130,7 +132,8 @@ def load(
         raise UsageError(f"{num_threads} threads cannot run a model", why="expected 1 or more",
                          hint=f"--threads {hardware.usable_cores()}")
     config = config or Config.from_env()
-    stored = hub.pull(ref or hub.DEFAULT_MODEL, config, on_progress)
+    is_stored = isinstance(ref, hub.StoredModel)
+    stored = ref if is_stored else hub.pull(ref or hub.DEFAULT_MODEL, config, on_progress)
     started = time.perf_counter()
     checkpoint = formats.open_checkpoint(stored.path)
     spec = read_spec(checkpoint)
@@ -139,11 +142,13 @@ def load(
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
     select.set_num_threads(num_threads or hardware.usable_cores())
-    chosen = choose_weights(weights, dtype, checkpoint, spec, has_native=select.chosen().is_native)
+    chosen = weights if isinstance(weights, WeightChoice) else choose_weights(
+        weights, dtype, checkpoint, spec, has_native=select.chosen().is_native)
     model = load_model(checkpoint, spec, dtype=_DTYPES[chosen.dtype], weights=chosen.form,
                        on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256,
-                    settings=EngineSettings(context_length=context_length, cache_dtype=cache_dtype))
+                    settings=EngineSettings(context_length=context_length, cache_dtype=cache_dtype,
+                                             cache_bytes=cache_bytes))
     if stored_adapter is not None:
         engine.attach(_ADAPTER, stored_adapter.weights)
     return LocalModel(stored, tokenizer, template, engine, weights=chosen,

@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from openhearth import hub
 from openhearth.config import Config
 from openhearth.local import load
 from openhearth.models.adapter_files import read_adapter
-from openhearth.server import Limits, Served, Server, address_of, bind, build_app
+from openhearth.server import Limits, Models, Offer, Served, Server, address_of, bind, build_app, plan_models
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,13 @@ class Running:
     """A server that runs. log: records of the access log so far."""
 
     url: str
-    served: Served
+    models: Models
     log: list
+
+    @property
+    def served(self) -> Served:
+        """The first model; loaded."""
+        return self.models.first.served
 
     @property
     def engine(self):
@@ -44,26 +50,54 @@ class Running:
 def load_tiny(folder, home, **settings):
     """Load a tiny model, deterministic and alone."""
     config = Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home)})
-    return load(str(folder), dtype="float32", num_threads=1, config=config, **settings)
+    return load(str(folder) if isinstance(folder, Path) else folder, dtype="float32", num_threads=1,
+                config=config, **settings)
+
+
+def offer_tiny(folders, home, *, adapters=None, memory_bytes=1 << 30, **settings):
+    """Offers of tiny models by name, planned together and not loaded. adapters: model -> name -> folder."""
+    config = Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home)})
+    stored = [hub.find(str(folder), config) for folder in folders.values()]
+    plans = plan_models(stored, memory_bytes, dtype="float32", **settings)
+
+    def loader(plan):
+        return lambda: load_tiny(plan.stored, home, weights=plan.weights, cache_bytes=plan.cache_bytes,
+                                 **settings)
+
+    return [Offer(name, plan, loader(plan), adapters={
+        one: read_adapter(Path(path)) for one, path in (adapters or {}).get(name, {}).items()})
+        for name, plan in zip(folders, plans, strict=True)]
 
 
 @contextmanager
 def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
-    model = load_tiny(folder, home, **settings)
-    for name, path in dict(adapters).items():
-        model.engine.attach(name, read_adapter(Path(path)).weights)
-    served = Served(model, "tiny", adapters=tuple(dict(adapters)), limits=limits)
-    log, is_ready = [], threading.Event()
-    bound = bind("127.0.0.1", 0)
-    server = Server(build_app(served, keys=keys, log=log.append), drain_s=5, on_ready=is_ready.set)
+    offers = offer_tiny({"tiny": folder}, home, adapters={"tiny": dict(adapters)}, **settings)
+    with serving_models(Models(offers, memory_bytes=1 << 30, limits=limits), keys=keys) as running:
+        yield running
+
+
+@contextmanager
+def serving_models(models, *, keys=None, around=lambda app: app):
+    """Serve models, the first of them loaded, until the block ends. around: puts something before the app."""
+    models.first.open(models.limits)
+    log = []
+    with serving_app(around(build_app(models, keys=keys, log=log.append))) as url:
+        yield Running(url, models, log)
+    assert not any(served.thread.is_alive for served in models.loaded)
+
+
+@contextmanager
+def serving_app(app):
+    """Serve an ASGI application on a free port until the block ends; yields its address."""
+    is_ready, bound = threading.Event(), bind("127.0.0.1", 0)
+    server = Server(app, drain_s=5, on_ready=is_ready.set)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
-    url = address_of(bound)
     thread.start()
     assert is_ready.wait(20)
     try:
-        yield Running(url, served, log)
+        yield address_of(bound)
     finally:
         server.should_exit = True
         thread.join(20)
-        assert not thread.is_alive() and not served.thread.is_alive
+        assert not thread.is_alive()

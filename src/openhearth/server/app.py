@@ -20,25 +20,25 @@ from openhearth.server.dialects import DIALECTS, NOT_SERVED
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import RECORD, Call, Dialect, Endpoint, Route, send_error
 from openhearth.server.keys import Keys
-from openhearth.server.served import Served
+from openhearth.server.models import Models
 
 
-def build_app(served: Served, *, keys: Keys | None = None, log: Log | None = None) -> ASGIApp:
-    """Return the ASGI application; its lifespan starts and stops the engine's thread.
+def build_app(models: Models, *, keys: Keys | None = None, log: Log | None = None) -> ASGIApp:
+    """Return the ASGI application; its lifespan starts and stops the engines' threads.
 
     keys: None serves this machine only, without keys. log: takes one record per exchange.
     """
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        served.thread.start()
+        models.start()
         try:
             yield
         finally:
-            served.thread.stop()
+            await models.stop()
 
     own = Dialect(DIALECTS[0].name, (Route("GET", "/health", _health), Route("GET", "/ready", _ready)),
                   DIALECTS[0].error)
-    routes = [StarletteRoute(route.path, Endpoint(served, dialect, route), methods=[route.method])
+    routes = [StarletteRoute(route.path, Endpoint(models, dialect, route), methods=[route.method])
               for dialect in (own, *DIALECTS) for route in dialect.routes]
     routes.append(StarletteRoute("/", _greet, methods=["GET"]))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
@@ -58,17 +58,19 @@ async def _greet(request: Request) -> Response:
 
 
 async def _health(call: Call) -> dict[str, str]:
-    if not call.served.thread.is_alive:
-        raise Refusal("the engine has stopped", status=503, code="not_healthy", hint="start the server again")
+    if not all(served.thread.is_alive for served in call.models.loaded):
+        raise Refusal("an engine has stopped", status=503, code="not_healthy", hint="start the server again")
     return {"status": "ok"}
 
 
 async def _ready(call: Call) -> dict[str, str]:
+    """Not ready when every model that is loaded has a full line; one that is not is loaded on demand."""
     await _health(call)
-    waiting, most = call.served.engine.scheduler.num_waiting, call.served.limits.max_waiting
-    if waiting >= most:
-        raise Refusal(f"{waiting} completions are waiting", status=503, code="not_ready",
-                      why=f"this server lets {most} wait")
+    waiting = [served.engine.scheduler.num_waiting for served in call.models.loaded]
+    most = call.models.limits.max_waiting
+    if waiting and min(waiting) >= most:
+        raise Refusal(f"{sum(waiting)} completions are waiting", status=503, code="not_ready",
+                      why=f"this server lets {most} wait for each model")
     return {"status": "ready"}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from openhearth.errors import HearthError
 from openhearth.server.engine_thread import log_traceback
 from openhearth.server.errors import RETRY_AFTER_S, Refusal, status_and_code
 from openhearth.server.generation import Generation, Job
+from openhearth.server.models import Models, Offer
 from openhearth.server.served import Limits, Served
 
 RECORD = "openhearth.record"
@@ -40,13 +42,36 @@ class Record:
 
 @dataclass
 class Call:
-    """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path."""
+    """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path.
 
-    served: Served
+    load_s: how long the request waited for its model to be loaded.
+    """
+
+    models: Models
     body: dict[str, Any]
     path: Mapping[str, str]
     record: Record
     stack: AsyncExitStack
+    load_s: float = 0.0
+
+    @property
+    def offer(self) -> Offer:
+        """The model that the request names, the first when it names none. Raises: Refusal with status 404."""
+        name = self.body.get("model")
+        return self.models.find(name) if isinstance(name, str) else self.models.first
+
+    @property
+    def served(self) -> Served:
+        """That model, loaded; always so where the route needs it. Raises: Refusal with status 404 or 503."""
+        if self.offer.served is None:
+            raise Refusal(f"`{self.offer.name}` is not loaded", status=503, code="model_not_loaded")
+        return self.offer.served
+
+    async def lease(self) -> None:
+        """Have the model loaded for as long as this exchange lives. Raises: as `Models.lease`."""
+        started, is_loaded = time.perf_counter(), self.offer.state == "loaded"
+        await self.models.lease(self.offer.name, self.stack)
+        self.load_s = 0.0 if is_loaded else time.perf_counter() - started
 
     async def open(self, job: Job) -> Generation:
         """Put a job into the engine's line, for as long as this exchange lives. Raises: as `Served.open`."""
@@ -85,11 +110,15 @@ Handler = Callable[[Call], Awaitable["Stream | Any"]]
 
 @dataclass(frozen=True)
 class Route:
-    """One path of a dialect. Example: ``Route("POST", "/v1/chat/completions", chat)``."""
+    """One path of a dialect. needs_model: the model that a POST names is loaded before the handler runs.
+
+    Example: ``Route("POST", "/v1/chat/completions", chat)``.
+    """
 
     method: str
     path: str
     handler: Handler
+    needs_model: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,8 +133,8 @@ class Dialect:
 class Endpoint:
     """The ASGI application behind one route."""
 
-    def __init__(self, served: Served, dialect: Dialect, route: Route) -> None:
-        self._served, self._dialect, self._route = served, dialect, route
+    def __init__(self, models: Models, dialect: Dialect, route: Route) -> None:
+        self._models, self._dialect, self._route = models, dialect, route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange."""
@@ -114,8 +143,8 @@ class Endpoint:
             async with AsyncExitStack() as stack:
                 body = {}
                 if self._route.method == "POST":
-                    body = await read_json(Request(scope, receive), self._served.limits)
-                call = Call(self._served, body, scope.get("path_params", {}), record, stack)
+                    body = await read_json(Request(scope, receive), self._models.limits)
+                call = Call(self._models, body, scope.get("path_params", {}), record, stack)
                 await _until_gone(receive, self._reply(call, send))
         except ClientDisconnect:
             record.noted["client_left"] = True
@@ -127,6 +156,8 @@ class Endpoint:
                 f"this is a mistake in hearth: {type(error).__name__}"), record)
 
     async def _reply(self, call: Call, send: Send) -> None:
+        if self._route.method == "POST" and self._route.needs_model:
+            await call.lease()
         result = await self._route.handler(call)
         if not isinstance(result, Stream):
             await send_json(send, 200, result)

@@ -1,6 +1,6 @@
-"""The model that a server serves, by its names, and what a request in text becomes for the engine.
+"""A loaded model that a server serves, by its names, and what a request in text becomes for the engine.
 
-Does not: know wire formats, or load a model.
+Does not: know wire formats, or decide what is loaded (`models.py`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from openhearth.engine import Engine, Request, Sampling
 from openhearth.local import LocalModel
+from openhearth.models.adapter_files import StoredAdapter
 from openhearth.server.engine_thread import EngineThread
 from openhearth.server.errors import Refusal
 from openhearth.server.generation import Generation, Job
@@ -29,6 +29,7 @@ class Limits:
 
     max_body_bytes: of a request's body, which must be there within body_s seconds. max_waiting: completions
     in the line, more are refused. max_n: answers to one prompt. max_prompts: prompts of one request.
+    load_s: how long a request waits for its model to be loaded.
     Example: ``Limits(max_waiting=16)``.
     """
 
@@ -37,21 +38,29 @@ class Limits:
     max_waiting: int = 256
     max_n: int = 128
     max_prompts: int = 256
+    load_s: float = 60.0
 
 
 class Served:
     """One model with its adapters, over one engine thread.
 
-    name: what requests call the model; each adapter is called by its own name. The adapters are attached to
-    the model's engine already. Example: ``Served(load("smollm2"), "smollm2", adapters=("polite",))``.
+    name: what requests call the model; each adapter is called by its own name. The thread is not started.
+    Raises: UsageError for an adapter that does not fit.
+    Example: ``Served(load("smollm2"), "smollm2", adapters={"polite": read_adapter(path)})``.
     """
 
-    def __init__(self, model: LocalModel, name: str, *, adapters: Sequence[str] = (),
+    def __init__(self, model: LocalModel, name: str, *, adapters: Mapping[str, StoredAdapter] | None = None,
                  limits: Limits = Limits()) -> None:
         self.model, self.name, self.limits = model, name, limits
-        self.names = (name, *adapters)
-        self.loaded_at = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
         self.thread = EngineThread(model.engine, max_waiting=limits.max_waiting)
+        self._attached = {one: _attached_name(one, adapter) for one, adapter in (adapters or {}).items()}
+        for one, adapter in (adapters or {}).items():
+            model.engine.attach(self._attached[one], adapter.weights)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The model's name, then those of its adapters."""
+        return (self.name, *self._attached)
 
     @property
     def engine(self) -> Engine:
@@ -59,15 +68,55 @@ class Served:
         return self.model.engine
 
     def adapter_of(self, name: str) -> str | None:
-        """Return the adapter that a model name means, None for the model itself.
+        """Return the engine's name of the adapter that a model name means, None for the model itself.
 
         `name:latest` is the name, as Ollama's clients write it. Raises: Refusal with status 404.
         """
         short = name.removesuffix(":latest")
         if short not in self.names:
-            raise Refusal(f"no model `{name[:120]}` is served here", status=404, code="model_not_found",
-                          field="model", why=f"served: {', '.join(self.names)}")
-        return None if short == self.name else short
+            raise unknown_model(name, self.names)
+        return None if short == self.name else self._attached[short]
+
+    async def change_adapters(self, adapters: Mapping[str, StoredAdapter]) -> list[str]:
+        """Serve these adapters from now on; returns the engine's names of those that no new request takes.
+
+        Requests on their way go on with what they began with: `forget` the returned ones when those ended.
+        Raises: UsageError for one that does not fit; nothing has changed then.
+        """
+        wanted = {name: _attached_name(name, adapter) for name, adapter in adapters.items()}
+        known = set(self._attached.values())
+        added = {wanted[name]: adapter.weights for name, adapter in adapters.items()
+                 if wanted[name] not in known}
+
+        def attach(engine: Engine) -> None:
+            done = []
+            try:
+                for name, weights in added.items():
+                    if name not in engine.model.adapters:
+                        engine.attach(name, weights)
+                        done.append(name)
+            except Exception:
+                for name in done:
+                    engine.detach(name)
+                raise
+
+        await self.thread.run(attach)
+        self._attached = wanted
+        return sorted(known - set(wanted.values()))
+
+    async def forget(self, attached: Sequence[str]) -> None:
+        """Take adapters out of the engine that no request takes any more, by the engine's names.
+
+        One that is served again stays.
+        """
+        gone = [name for name in attached if name not in self._attached.values()]
+
+        def detach(engine: Engine) -> None:
+            for name in gone:
+                if name in engine.model.adapters:
+                    engine.detach(name)
+
+        await self.thread.run(detach)
 
     async def render(self, messages: Sequence[Mapping[str, Any]],
                      variables: Mapping[str, Any] | None = None, *, prefill: str = "") -> tuple[int, ...]:
@@ -115,3 +164,14 @@ class Served:
         generation = Generation(self.thread, ticket, job, self.model.tokenizer)
         stack.callback(generation.close)
         return generation
+
+
+def unknown_model(name: str, names: Sequence[str]) -> Refusal:
+    """Return the refusal of a model name that nothing here has."""
+    return Refusal(f"no model `{name[:120]}` is served here", status=404, code="model_not_found",
+                   field="model", why=f"served: {', '.join(names)}")
+
+
+def _attached_name(name: str, adapter: StoredAdapter) -> str:
+    """Return what the engine calls an adapter: another content is another one, so that both can be there."""
+    return f"{name}@{adapter.sha256}"

@@ -37,7 +37,7 @@ _KINDS = {400: "invalid_request_error", 401: "authentication_error", 403: "permi
           413: "request_too_large", 429: "rate_limit_error", 503: "overloaded_error"}
 
 PROMPT_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("messages", "text of `user` and `assistant`; a last `assistant` one is continued", read_messages),
     Field("system", "a text, or blocks of text", read_content),
     refused("tools", _LATER, []),

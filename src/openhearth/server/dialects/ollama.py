@@ -8,6 +8,7 @@ Does not: change models (`hearth pull` does), call tools, think, or read images;
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -17,7 +18,7 @@ from typing import Any
 
 from openhearth.errors import HearthError
 from openhearth.server.dialects.messages import read_messages
-from openhearth.server.dialects.ollama_models import describe, model_facts
+from openhearth.server.dialects.ollama_models import describe, describe_loaded, model_facts
 from openhearth.server.dialects.tokens import token_records
 from openhearth.server.errors import Refusal, sentence
 from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
@@ -39,16 +40,22 @@ from openhearth.server.generation import Generation
 
 MAX_LOGPROBS = 20
 _DURATION = re.compile(r"-?(?:\d{1,12}(?:\.\d{1,12})?(?:ns|us|ms|s|m|h)?){1,6}")
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+FOREVER_S = -1.0
+_LONGEST_S = 1e9
+"""Thirty years are for ever."""
 
 
-def _keep_alive(name: str, value: Any) -> None:
-    """Take any time but none: the model stays as long as the server runs."""
+def _keep_alive(name: str, value: Any) -> float:
+    """Read seconds, or a duration as Go writes it; FOREVER_S for a negative one."""
     is_time = isinstance(value, int | float | str) and not isinstance(value, bool)
     if not is_time or not _DURATION.fullmatch(str(value)):
         raise wrong(name, value, "seconds, or a duration such as `5m`")
-    if not re.search("[1-9]", str(value)):
-        raise Refusal(f"`{name}` is `{value}`", field=name, code="unsupported_field",
-                      why="this version unloads no model while it runs", hint="leave it out")
+    if str(value).startswith("-"):
+        return FOREVER_S
+    parts = re.findall(r"([\d.]+)(ns|us|ms|s|m|h|)", str(value))
+    seconds = sum(float(count) * _UNITS_S[unit] for count, unit in parts)
+    return FOREVER_S if seconds > _LONGEST_S else seconds
 
 
 def _messages(name: str, value: Any) -> list[dict[str, Any]]:
@@ -57,14 +64,14 @@ def _messages(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 COMMON_FIELDS = (
-    Field("model", "the served model, or one of its adapters; `:latest` may follow", text),
+    Field("model", "a served model, or an adapter; `:latest` may follow", text),
     Field("stream", "lines of JSON as the answer grows; on unless `false`", flag),
     Field("options", "how to draw; see below", mapping),
     Field("logprobs", "log-probabilities of the tokens", flag),
     Field("top_logprobs", f"and of 0 to {MAX_LOGPROBS} alternatives; needs `logprobs`",
           whole(0, MAX_LOGPROBS)),
-    Field("keep_alive", "the model stays as long as the server runs; `0`, which unloads, is refused",
-          _keep_alive),
+    Field("keep_alive", "unused for so long the model is unloaded; negative, or left out: it stays until "
+          "another one needs the memory; `0` unloads it after this answer", _keep_alive),
     Field("think", "`false` tells the template not to think; others are refused: thinking is not split from "
           "the answer in this version", one_of(False)),
     refused("format", "schemas are not in this version", ""),
@@ -118,7 +125,7 @@ OPTIONS_FIELDS = (
 )
 
 SHOW_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("name", "the older name of `model`", text),
     refused("verbose", "the tokens of a vocabulary are not sent", False),
 )
@@ -163,7 +170,7 @@ async def generate(call: Call) -> Stream | dict[str, Any]:
 async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str,
                   shown: Any) -> Stream | dict[str, Any]:
     """Answer a conversation or a raw text. shown: what holds a piece of the answer."""
-    served, started = call.served, time.perf_counter()
+    served, started = call.served, time.perf_counter() - call.load_s
     adapter = served.adapter_of(values["model"])
     options = read_fields(OPTIONS_FIELDS, values.get("options", {}), "options")
     has_logprobs, num_logprobs = values.get("logprobs", False), values.get("top_logprobs", 0)
@@ -176,8 +183,12 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     if options.get("num_predict") == 0:
         raise wrong("options.num_predict", 0, "1 or more tokens, or -1")
     call.note(model=values["model"])
+    keep_alive_s = values.get("keep_alive", FOREVER_S)
+    if keep_alive_s != FOREVER_S:
+        call.offer.keep_alive_s = keep_alive_s
     if not prompt:
-        return {**_head(values["model"]), **shown(""), "done": True, "done_reason": "load"}
+        reason = "unload" if keep_alive_s == 0 else "load"
+        return {**_head(values["model"]), **shown(""), "done": True, "done_reason": reason}
     variables = {"enable_thinking": False, "thinking": False} if "think" in values else {}
     token_ids = await (served.encode(prompt) if isinstance(prompt, str) else served.render(prompt, variables))
     settings = {ours: options[theirs] for theirs, ours in _OURS.items() if theirs in options}
@@ -198,7 +209,7 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
             if part.text or part.events:
                 yield _line({**head, **shown(part.text), **logprobs(part.events), "done": False})
             if part.finish_reason is not None:
-                yield _line({**head, **shown(""), **_end(generation, part.finish_reason, started)})
+                yield _line({**head, **shown(""), **_end(call, generation, part.finish_reason, started)})
         call.note_generation(generation)
 
     if values.get("stream", True):
@@ -206,17 +217,18 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     choice = (await generation.collect())[0]
     call.note_generation(generation)
     return {**_head(values["model"]), **shown(choice.text), **logprobs(choice.events),
-            **_end(generation, choice.finish_reason, started)}
+            **_end(call, generation, choice.finish_reason, started)}
 
 
 def _head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
-def _end(generation: Generation, reason: str, started: float) -> dict[str, Any]:
+def _end(call: Call, generation: Generation, reason: str, started: float) -> dict[str, Any]:
     """Return what the last record says: why it ended, counts, and nanoseconds."""
     now, first = time.perf_counter(), generation.first_s
-    return {"done": True, "done_reason": reason, "total_duration": _ns(now - started), "load_duration": 0,
+    return {"done": True, "done_reason": reason, "total_duration": _ns(now - started),
+            "load_duration": _ns(call.load_s),
             "prompt_eval_count": generation.prompt_tokens,
             "prompt_eval_duration": _ns(first - generation.submitted_s),
             "eval_count": generation.completion_tokens, "eval_duration": _ns(now - first)}
@@ -232,14 +244,13 @@ def _ns(seconds: float) -> int:
 
 async def list_tags(call: Call) -> dict[str, Any]:
     """`GET /api/tags`."""
-    return {"models": [describe(call.served, name) for name in call.served.names]}
+    return {"models": [describe(offer, name) for offer in call.models.offers for name in offer.names]}
 
 
 async def list_running(call: Call) -> dict[str, Any]:
-    """`GET /api/ps`: what is served is loaded."""
-    return {"models": [{**describe(call.served, name), "size_vram": 0,
-                        "expires_at": "9999-12-31T23:59:59Z",
-                        "context_length": call.served.engine.context_length} for name in call.served.names]}
+    """`GET /api/ps`: what is loaded."""
+    return {"models": [describe_loaded(offer, name) for offer in call.models.offers
+                       if offer.state == "loaded" for name in offer.names]}
 
 
 async def show(call: Call) -> dict[str, Any]:
@@ -248,8 +259,7 @@ async def show(call: Call) -> dict[str, Any]:
     name = values.get("model", values.get("name"))
     if name is None:
         raise Refusal("`model` is missing", field="model", code="missing_field")
-    call.served.adapter_of(name)
-    return model_facts(call.served, name)
+    return await asyncio.to_thread(model_facts, call.models.find(name), name)
 
 
 async def show_version(call: Call) -> dict[str, str]:
@@ -270,6 +280,6 @@ OLLAMA = Dialect("ollama", (
     Route("POST", "/api/generate", generate),
     Route("GET", "/api/tags", list_tags),
     Route("GET", "/api/ps", list_running),
-    Route("POST", "/api/show", show),
+    Route("POST", "/api/show", show, needs_model=False),
     Route("GET", "/api/version", show_version),
 ), _error)

@@ -145,17 +145,20 @@ def _logprobs(call: Call, events: tuple, *, has_logprobs: bool) -> dict[str, Any
 
 async def list_models(call: Call) -> dict[str, Any]:
     """`GET /v1/models`."""
-    return {"object": "list", "data": [_model(name) for name in call.served.names]}
+    return {"object": "list", "data": [_model(call, name) for name in call.models.names]}
 
 
 async def show_model(call: Call) -> dict[str, Any]:
     """`GET /v1/models/{id}`."""
-    call.served.adapter_of(call.path["id"])
-    return _model(call.path["id"])
+    return _model(call, call.path["id"])
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": 0, "owned_by": "openhearth"}
+def _model(call: Call, name: str) -> dict[str, Any]:
+    """Return a model's entry; `parent` (as in vLLM) is the model that an adapter belongs to."""
+    offer = call.models.find(name)
+    return {"id": name, "object": "model", "created": int(offer.offered_at.timestamp()),
+            "owned_by": "openhearth", "parent": None if name.removesuffix(":latest") == offer.name
+            else offer.name, "max_model_len": offer.plan.context_length, "state": offer.state}
 
 
 OPENAI = Dialect("openai", (

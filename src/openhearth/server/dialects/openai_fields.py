@@ -33,7 +33,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "freq
              "repetition_penalty", "logit_bias")
 
 COMMON_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("stream", "answer in server-sent events", flag),
     Field("stream_options", "with `stream`; see below", mapping),
     Field("n", f"1 to {Limits.max_n} answers, which share the prompt's computation", whole(1, Limits.max_n)),

@@ -22,7 +22,7 @@ def _token_ids(name: str, value: Any) -> list[int]:
 
 
 TOKENIZE_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("prompt", "a plain text", text),
     Field("messages", "or a conversation, up to the assistant's turn", read_messages),
     Field("add_special_tokens", "of a plain text: BOS where the tokenizer adds one; on unless `false`", flag),
@@ -35,7 +35,7 @@ TOKENIZE_FIELDS = (
 )
 
 DETOKENIZE_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("tokens", "token ids; control tokens give their spelling", _token_ids),
 )
 
