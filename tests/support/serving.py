@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openhearth.config import Config
+from openhearth.listening import address_of, bind
 from openhearth.local import load
 from openhearth.models.adapter_files import read_adapter
-from openhearth.server import Limits, Served, Server, address_of, bind, build_app
+from openhearth.server import Limits, Patience, Served, Server, build_app
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ def load_tiny(folder, home, **settings):
 
 
 @contextmanager
-def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings):
+def serving(folder, home, *, adapters=(), keys=None, usage=None, shares_cache=False, origins=(), tls=None,
+            limits=Limits(), patience=Patience(), **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
     model = load_tiny(folder, home, **settings)
     for name, path in dict(adapters).items():
@@ -56,9 +58,11 @@ def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings
     served = Served(model, "tiny", adapters=tuple(dict(adapters)), limits=limits)
     log, is_ready = [], threading.Event()
     bound = bind("127.0.0.1", 0)
-    server = Server(build_app(served, keys=keys, log=log.append), drain_s=5, on_ready=is_ready.set)
+    app = build_app(served, keys=keys, usage=usage, shares_cache=shares_cache, origins=origins,
+                    log=log.append)
+    server = Server(app, drain_s=5, on_ready=is_ready.set, tls=tls, patience=patience)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
-    url = address_of(bound)
+    url = address_of(bound, has_tls=tls is not None)
     thread.start()
     assert is_ready.wait(20)
     try:

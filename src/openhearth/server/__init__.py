@@ -1,20 +1,8 @@
 """A model behind HTTP, in the dialects that clients already speak."""
 
-from openhearth.server.access import is_loopback, log_line
+from openhearth.server.access import log_line
 from openhearth.server.app import build_app
-from openhearth.server.keys import Keys, read_keys
-from openhearth.server.running import Server, address_of, bind
+from openhearth.server.running import Patience, Server
 from openhearth.server.served import Limits, Served
 
-__all__ = [
-    "Keys",
-    "Limits",
-    "Served",
-    "Server",
-    "address_of",
-    "bind",
-    "build_app",
-    "is_loopback",
-    "log_line",
-    "read_keys",
-]
+__all__ = ["Limits", "Patience", "Served", "Server", "build_app", "log_line"]

@@ -1,0 +1,103 @@
+"""What those who run a server ask it: is it well, what does it do, who uses it.
+
+Does not: serve a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from openhearth import hardware
+from openhearth.accounts import Key, Totals
+from openhearth.server.accounting import Accounting
+from openhearth.server.errors import Refusal
+from openhearth.server.exchange import Call, Handler, Route, Stream
+from openhearth.server.metrics import MEDIA_TYPE, Metrics
+from openhearth.server.served import Served
+
+
+async def health(call: Call) -> dict[str, str]:
+    """`GET /health`: whether the engine lives."""
+    if not call.served.thread.is_alive:
+        raise Refusal("the engine has stopped", status=503, code="not_healthy", hint="start the server again")
+    return {"status": "ok"}
+
+
+async def ready(call: Call) -> dict[str, str]:
+    """`GET /ready`: whether the line has room."""
+    await health(call)
+    waiting, most = call.served.engine.scheduler.num_waiting, call.served.limits.max_waiting
+    if waiting >= most:
+        raise Refusal(f"{waiting} completions are waiting", status=503, code="not_ready",
+                      why=f"this server lets {most} wait")
+    return {"status": "ready"}
+
+
+def routes_of(accounting: Accounting, metrics: Metrics) -> tuple[Route, ...]:
+    """Return the routes that belong to no dialect."""
+    return (Route("GET", "/health", health), Route("GET", "/ready", ready),
+            Route("GET", "/metrics", _show_metrics(metrics)),
+            Route("GET", "/v1/server/state", _show_state(accounting, metrics)))
+
+
+def _show_metrics(metrics: Metrics) -> Handler:
+    async def show(call: Call) -> Stream:
+        """`GET /metrics`, for admins: everything in Prometheus's text format."""
+        call.require_admin()
+
+        async def text() -> AsyncIterator[bytes]:
+            yield await asyncio.to_thread(metrics.text)
+
+        return Stream(MEDIA_TYPE, text(), lambda error: b"")
+
+    return show
+
+
+def _show_state(accounting: Accounting, metrics: Metrics) -> Handler:
+    async def show(call: Call) -> dict[str, Any]:
+        """`GET /v1/server/state`: load for everyone; memory and the use of all keys for admins."""
+        tally, meter = call.record.tally, accounting.meter
+        state: dict[str, Any] = {
+            "version": version("openhearth"), "uptime_s": round(time.time() - metrics.started_s, 1),
+            "tokens_per_second": metrics.tokens_per_second, "models": [_model(call.served)]}
+        if tally.key is not None:
+            state["key"] = _key(accounting, tally.key, {tally.key.name: meter.spent(tally.key)})
+        if tally.is_admin:
+            memory = hardware.read_memory()
+            state["memory"] = {"process_bytes": hardware.resident_bytes(),
+                               "available_bytes": memory.available_bytes, "total_bytes": memory.total_bytes}
+        if tally.is_admin and accounting.keys is not None:
+            keys = sorted(accounting.keys, key=lambda key: key.name)
+            spent = await asyncio.to_thread(meter.stored, [key.name for key in keys])
+            state["keys"] = [_key(accounting, key, spent) for key in keys]
+        return state
+
+    return show
+
+
+def _model(served: Served) -> dict[str, Any]:
+    stats = served.engine.stats()
+    return {"name": served.name, "adapters": list(served.names[1:]),
+            "context_tokens": served.engine.context_length, "cache_tokens": served.engine.cache_tokens,
+            "waiting": stats.num_waiting, "max_waiting": served.limits.max_waiting,
+            "running": stats.num_running,
+            "pages": {"all": stats.num_pages, "used": stats.num_used_pages, "cached": stats.num_cached_pages,
+                      "free": stats.num_free_pages},
+            "tokens": {"prompt": stats.num_prompt_tokens, "cached": stats.num_cached_tokens,
+                       "drawn": stats.num_drawn_tokens},
+            "steps": stats.num_steps, "preemptions": stats.num_preemptions}
+
+
+def _key(accounting: Accounting, key: Key, spent: Mapping[str, Totals]) -> dict[str, Any]:
+    """Return what a key may use and has used."""
+    requests, tokens = accounting.meter.last_minute(key)
+    used = spent.get(key.name, Totals(0, 0, 0))
+    return {"name": key.name, "role": key.role, "state": key.state(time.time()),
+            "expires_at": key.expires_at, "limits": asdict(key.limits),
+            "used": {"requests_per_minute": requests, "tokens_per_minute": tokens,
+                     "tokens_per_day": used.day, "tokens_per_month": used.month, "tokens_total": used.total}}
