@@ -12,7 +12,6 @@ from pathlib import Path
 
 from openhearth.errors import UsageError
 
-
 GONE_S = 60
 """A client that acknowledges nothing for this long is gone."""
 

@@ -1,7 +1,7 @@
 """The SQLite file of keys and usage: how it is opened, and what is in it.
 
-It is written ahead (WAL) and synced at every commit: readers never wait, and what was committed is there after a
-kill or a power cut. Several processes may have it open.
+It is written ahead (WAL) and synced at every commit: readers never wait, and what was committed is there
+after a kill or a power cut. Several processes may have it open.
 """
 
 from __future__ import annotations

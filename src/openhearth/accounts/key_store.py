@@ -44,9 +44,8 @@ class KeyStore:
             known = next((key for key in self._read() if key.name == name), None)
             if known is not None and known.state(now) == "good":
                 raise UsageError(f"there is a key `{name}` already", hint=f"hearth keys revoke {name}")
-            self._connection.execute(
-                f"REPLACE INTO keys ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + one for one in _COLUMNS)})",
-                row)
+            places = ", ".join(f":{column}" for column in _COLUMNS)
+            self._connection.execute(f"REPLACE INTO keys ({', '.join(_COLUMNS)}) VALUES ({places})", row)
         return secret
 
     def revoke(self, name: str) -> Key:

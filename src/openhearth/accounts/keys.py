@@ -1,7 +1,7 @@
 """API keys: who a request comes from, what role that one has, and how much they may use.
 
-Only hashes are kept. Keys are long and random (`make_secret`), so a plain SHA-256 of one tells nothing about it
-and slow hashes would protect nothing; neither does the time that it takes to find one.
+Only hashes are kept. Keys are long and random (`make_secret`), so a plain SHA-256 of one tells nothing about
+it, and a slow hash would protect nothing; nor does the time that it takes to find one tell anything.
 
 Does not: read or write where keys are kept (`key_file.py`, `key_store.py`), or count (`metering.py`).
 """
@@ -99,9 +99,10 @@ class Keys:
         except HearthError as error:
             self.problem = error
 
-    def __iter__(self):
-        """Yield every key, those that are not good included."""
-        return iter(self._of_hash.values())
+    def now(self) -> list[Key]:
+        """Return every key by name, those that are not good included."""
+        self.refresh()
+        return sorted(self._of_hash.values(), key=lambda key: key.name)
 
     def _take(self, known: Iterable[Key]) -> None:
         self._of_hash = {key.sha256: key for key in known}

@@ -1,8 +1,9 @@
 """Counts what is used with each key, holds it to the key's limits, and writes it down.
 
-Rates look at the last 60 seconds of this process; quotas at what the store has of all processes, read again at
-every writing, and what is not written yet. A request is refused when a limit is reached, or when its prompt would
-go over it; one that was admitted is answered to its end, so a quota can be overshot by what is being answered.
+Rates look at the last 60 seconds of this process; quotas at what the store has of all processes, read again
+at every writing, and what is not written yet. A request is refused when a limit is reached, or when its
+prompt would go over it; one that was admitted is answered to its end, so a quota can be overshot by what is
+being answered.
 
 Does not: lock (one event loop calls it); know HTTP.
 """
@@ -148,7 +149,10 @@ class Meter:
         return batch
 
     def write(self, batch: Batch) -> dict[str, Totals]:
-        """Write what was taken; from any thread. Returns fresh totals for `wrote`. Raises: as `UsageStore`."""
+        """Write what was taken, from any thread; return fresh totals for `wrote`.
+
+        Raises: as `UsageStore`.
+        """
         if self._usage is None:
             return {}
         if batch.usage:

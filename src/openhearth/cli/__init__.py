@@ -15,7 +15,8 @@ from openhearth.errors import HearthError
 if TYPE_CHECKING:
     import typer
 
-VERBS = ("run", "serve", "keys", "usage", "pull", "list", "show", "rm", "tune", "runs", "eval", "bench", "doctor")
+VERBS = ("run", "serve", "keys", "usage", "pull", "list", "show", "rm", "tune", "runs", "eval", "bench",
+         "doctor")
 
 
 def build_app(verbs: tuple[str, ...] = VERBS) -> typer.Typer:

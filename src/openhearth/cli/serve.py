@@ -25,12 +25,19 @@ def command(
     model: str = typer.Argument(None, metavar="[MODEL]", show_default=False,
                                 help="As for `hearth run`; the default model when left out."),
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen at; all but this machine's own "
-                                                         "need --api-key-file."),
+                                                         "need keys."),
     port: int = typer.Option(8000, "--port", min=0, max=65535, help="0 takes a free one."),
     adapter: list[str] = typer.Option(None, "--adapter", metavar="NAME=RUN|PATH",
                                       help="An adapter that requests take by its name; may be repeated."),
     api_key_file: Path = typer.Option(None, "--api-key-file", metavar="FILE",
-                                      help="Lines of NAME SHA256; requests then need a key."),
+                                      help="Lines of NAME SHA256 [admin]; requests then need a key."),
+    keys: bool = typer.Option(False, "--keys", help="Requests need a key of `hearth keys`."),
+    share_cache: bool = typer.Option(False, "--share-cache", help="Let keys share cached prompts; who "
+                                     "waits less can then tell that another asked the same."),
+    tls_cert: Path = typer.Option(None, "--tls-cert", metavar="FILE", help="Certificate chain (PEM): https."),
+    tls_key: Path = typer.Option(None, "--tls-key", metavar="FILE", help="Its key (PEM)."),
+    cors: list[str] = typer.Option(None, "--cors", metavar="ORIGIN",
+                                   help="Pages that browsers may let ask; may be repeated."),
     name: str = typer.Option(None, "--name", help="What requests call the model. Default: its short name."),
     queue: int = typer.Option(256, "--queue", min=1, help="Answers that may wait; more are refused."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
@@ -44,31 +51,32 @@ def command(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No access log."),
 ) -> None:
     """Serve a model to OpenAI, Anthropic and Ollama clients."""
-    from openhearth import server
+    from openhearth import listening
+    from openhearth.cli.guard import read_guard
 
-    if api_key_file is None and not server.is_loopback(host):
-        raise UsageError(f"--host is `{host}` and there are no keys",
-                         why="everyone who reaches that address could use the model",
-                         hint="--api-key-file FILE, or --host 127.0.0.1")
-    keys = None if api_key_file is None else server.read_keys(api_key_file)
     config = Config.from_env()
+    guard = read_guard(config, host, api_key_file=api_key_file, has_store=keys, tls_cert=tls_cert,
+                       tls_key=tls_key, origins=cors or [])
+    bound = listening.bind(host, port)  # before torch and the model: a port in use is known at once
     adapters = _read_adapters(adapter or [], config)
-    bound = server.bind(host, port)  # before the model is loaded: a port in use is known at once
     stored = fetch_model(model, config, lambda: None)
     local = load_stored(stored, model, config, LoadSettings(dtype, weights, context, threads, cache))
     name = name or _short_name(stored)
     if name in adapters:
         raise UsageError(f"the model and an adapter are both named `{name}`", hint="--name, or another NAME=")
     _attach(local, adapters)
+    from openhearth import server
+
     served = server.Served(local, name, adapters=tuple(adapters), limits=server.Limits(max_waiting=queue))
-    app = server.build_app(served, keys=keys, log=None if quiet else server.log_line)
-    address = server.address_of(bound)
+    app = server.build_app(served, keys=guard.keys, usage=guard.usage, shares_cache=share_cache,
+                           origins=guard.origins, log=None if quiet else server.log_line)
+    address = listening.address_of(bound, has_tls=guard.tls is not None)
 
     def tell() -> None:
         print_note(f"serving {', '.join(served.names)} at {address} (context {local.engine.context_length} "
                    f"tokens, cache {local.engine.cache_tokens} tokens)")
 
-    server.Server(app, on_ready=tell).run(sockets=[bound])
+    server.Server(app, on_ready=tell, tls=guard.tls).run(sockets=[bound])
 
 
 def _read_adapters(given: list[str], config: Config) -> dict[str, StoredAdapter]:

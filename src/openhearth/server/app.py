@@ -31,9 +31,9 @@ def build_app(served: Served, *, keys: Keys | None = None, usage: UsageStore | N
               shares_cache: bool = False, origins: Sequence[str] = (), log: Log | None = None) -> ASGIApp:
     """Return the ASGI application; its lifespan starts and stops the engine's thread.
 
-    keys: None serves this machine only, without keys. usage: where what each key uses is written. shares_cache:
-    whether keys share cached prefixes. origins: of pages that browsers may let ask, "*" for all. log: takes one
-    record per exchange.
+    keys: None serves this machine only, without keys. usage: where what each key uses is written.
+    shares_cache: whether keys share cached prefixes. origins: of pages that browsers may let ask, "*" for
+    all. log: takes one record per exchange.
     """
     metrics = Metrics(served)
     accounting = Accounting(keys, Meter(usage), shares_cache=shares_cache, on_generation=metrics.watch)

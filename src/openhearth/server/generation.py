@@ -64,9 +64,9 @@ class Generation:
     """An open request. Whoever has it must `close` it.
 
     prompt_tokens, completion_tokens, cached_tokens: counts so far, tokens that ended an answer included.
-    submitted_s, first_s: readings of `time.perf_counter`; first_s is None until a token came. on_token: called
-    for each token with whether it is the answer's first, and the seconds since the submission or, of a later
-    one, since the token before it.
+    submitted_s, first_s: readings of `time.perf_counter`; first_s is None until a token came.
+    on_token: called for each token with whether it is the answer's first, and the seconds since the
+    submission or, of a later one, since the token before it.
     """
 
     def __init__(self, thread: EngineThread, ticket: Ticket, job: Job, tokenizer: Tokenizer) -> None:

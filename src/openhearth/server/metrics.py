@@ -1,7 +1,7 @@
 """What a server does, in numbers: for Prometheus, and for the page of its state.
 
-Counters begin at zero with the process. Labels hold names of models and paths of routes, never anything that a
-client made up.
+Counters begin at zero with the process. Labels hold names of models and paths of routes, never anything that
+a client made up.
 
 Does not: count per key (`accounting.py`).
 """

@@ -72,7 +72,7 @@ def _show_state(accounting: Accounting, metrics: Metrics) -> Handler:
             state["memory"] = {"process_bytes": hardware.resident_bytes(),
                                "available_bytes": memory.available_bytes, "total_bytes": memory.total_bytes}
         if tally.is_admin and accounting.keys is not None:
-            keys = sorted(accounting.keys, key=lambda key: key.name)
+            keys = accounting.keys.now()
             spent = await asyncio.to_thread(meter.stored, [key.name for key in keys])
             state["keys"] = [_key(accounting, key, spent) for key in keys]
         return state
