@@ -50,19 +50,43 @@ def address_of(bound: socket.socket, *, has_tls: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def load_tls(certificate: Path, key: Path) -> ssl.SSLContext:
-    """Return what a server needs to speak TLS 1.2 or newer. Raises: UsageError for files that do not fit."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    for path in (certificate, key):
-        if not path.is_file():
-            raise UsageError(f"`{path}` is no file", hint="--tls-cert fullchain.pem --tls-key privkey.pem")
-    try:
-        context.load_cert_chain(certificate, key, password="")
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"`{certificate}` and `{key}` are no certificate and its key", why=str(error),
-                         hint="PEM files; the key without a password") from None
-    return context
+class Tls:
+    """TLS 1.2 or newer with a certificate chain and its key, PEM files that are read again when they change.
+
+    context: what sockets are wrapped with; later connections get the newest certificate.
+    Raises: UsageError for files that do not fit. Example: ``Tls(Path("chain.pem"), Path("key.pem"))``.
+    """
+
+    def __init__(self, certificate: Path, key: Path) -> None:
+        self._files = (certificate, key)
+        self._seen = self._stamps()
+        self.context = self._read()
+
+    def refresh(self) -> None:
+        """Take over files that changed. Raises: UsageError when they do not fit; the old ones hold then."""
+        stamps = self._stamps()
+        if stamps != self._seen:
+            self._seen = stamps
+            self._read()
+            self.context.load_cert_chain(*self._files, password="")
+
+    def _stamps(self) -> tuple[tuple[int, int, int] | None, ...]:
+        found = [path.stat() if path.is_file() else None for path in self._files]
+        return tuple(one and (one.st_mtime_ns, one.st_size, one.st_ino) for one in found)
+
+    def _read(self) -> ssl.SSLContext:
+        for path in self._files:
+            if not path.is_file():
+                raise UsageError(f"`{path}` is no file", hint="--tls-cert chain.pem --tls-key key.pem")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        try:
+            context.load_cert_chain(*self._files, password="")
+        except (OSError, ssl.SSLError) as error:
+            certificate, key = self._files
+            raise UsageError(f"`{certificate}` and `{key}` are no certificate and its key", why=str(error),
+                             hint="PEM files; the key without a password") from None
+        return context
 
 
 def is_loopback(host: str) -> bool:

@@ -11,6 +11,7 @@ from support.command import environment
 from support.in_process import run_main
 from support.serve_process import Process
 
+
 def test_a_signal_ends_a_server_after_what_it_is_answering(tiny_folder, tmp_path):
     server = Process(tmp_path / "home", tiny_folder, "--name", "mine")
     assert server.names == "mine"

@@ -6,6 +6,7 @@ import sys
 import threading
 
 import pytest
+
 from support.command import environment
 
 READY = re.compile(r"serving (?P<names>.+) at (?P<url>https?://\S+) \(context (\d+) tokens")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ class Guard:
 
     keys: Keys | None
     usage: UsageStore | None
-    tls: ssl.SSLContext | None
+    tls: listening.Tls | None
     origins: tuple[str, ...]
 
 
@@ -53,4 +52,4 @@ def read_guard(config: Config, host: str, *, api_key_file: Path | None, has_stor
     elif api_key_file is not None:
         keys = accounts.read_keys(api_key_file)
     return Guard(keys, accounts.UsageStore(config.home) if has_keys else None,
-                  None if tls_cert is None else listening.load_tls(tls_cert, tls_key), tuple(origins))
+                  None if tls_cert is None else listening.Tls(tls_cert, tls_key), tuple(origins))

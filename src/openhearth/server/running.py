@@ -13,7 +13,7 @@ import logging
 import resource
 import signal
 import socket
-import ssl
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,10 +25,14 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from openhearth.errors import UsageError
+from openhearth.listening import Tls
+
 DRAIN_S = 60
 """After SIGTERM or Ctrl-C, answers on their way may go on for this long; a second Ctrl-C ends them."""
 
 _HEADER_BYTES = 32 << 10
+_TICKS_TO_LOOK = 20
 _SPARE_FILES = 64
 """Files that are left to the rest of the process when connections take all others."""
 
@@ -100,7 +104,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, app: ASGIApp, *, drain_s: float = DRAIN_S, on_ready: Callable[[], None] = lambda: None,
-                 tls: ssl.SSLContext | None = None, patience: Patience = Patience()) -> None:
+                 tls: Tls | None = None, patience: Patience = Patience()) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's mistakes are no news
         most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         super().__init__(uvicorn.Config(
@@ -108,14 +112,23 @@ class Server(uvicorn.Server):
             lifespan="on", log_config=None, access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=drain_s, h11_max_incomplete_event_size=_HEADER_BYTES,
             limit_concurrency=max(1, most_files - _SPARE_FILES),
-            ssl_context_factory=None if tls is None else lambda config, default: tls))
-        self._on_ready = on_ready
+            ssl_context_factory=None if tls is None else lambda config, default: tls.context))
+        self._on_ready, self._tls = on_ready, tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then tell."""
         await super().startup(sockets)
         if self.started:
             self._on_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look every few seconds whether there is a new certificate; ten times a second whether to end."""
+        if self._tls is not None and counter % _TICKS_TO_LOOK == 0:
+            try:
+                self._tls.refresh()
+            except UsageError as error:
+                print(f"the new certificate is not taken: {error}", file=sys.stderr, flush=True)
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
