@@ -85,7 +85,7 @@ def test_a_connection_that_brings_no_whole_head_is_closed(hasty, first):
     with connect(hasty) as connection:
         connection.sendall(first)
         found, seconds = read_to_end(connection)
-    assert found == b"" and 0.3 < seconds < 3
+    assert found == b"" and 0.3 < seconds < 10
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\nHost: localhost\r\n",
@@ -93,21 +93,21 @@ def test_a_connection_that_brings_no_whole_head_is_closed(hasty, first):
 def test_a_head_that_drips_is_not_waited_for(hasty, first):
     with connect(hasty) as connection:
         connection.sendall(first)
-        assert drip(connection, b"X-A: b\r\n", 8) < 4
+        assert drip(connection, b"X-A: b\r\n", 20) < 15
 
 
 def test_a_body_that_drips_ends_the_connection_with_its_refusal(hasty):
     with connect(hasty) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
                            b"Content-Length: 5000\r\n\r\n{")
-        assert drip(connection, b" ", 8) < 4
+        assert drip(connection, b" ", 20) < 15
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_body_that_nobody_waits_for_is_not_read_for_ever(hasty):
     with connect(hasty) as connection:
         connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 500000\r\n\r\n")
-        assert drip(connection, b" ", 8) < 4
+        assert drip(connection, b" ", 20) < 15
         assert connection.recv(100).startswith(b"HTTP/1.1 403 ")
 
 

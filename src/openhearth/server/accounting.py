@@ -155,7 +155,7 @@ class Accounting:
             else:
                 self.meter.wrote(work.result())
             raise
-        except HearthError as error:
+        except Exception as error:  # the edge of one beat: the next one tries again
             self.meter.give_back(batch)
             self._tell("usage is not written", error)
         else:
@@ -175,7 +175,7 @@ class Accounting:
             if not self.keys.still_good(tally.key):
                 tally.fail(Refusal(f"the key `{tally.key.name}` ended", status=401, code="invalid_api_key"))
 
-    def _tell(self, what: str, problem: HearthError | None) -> None:
+    def _tell(self, what: str, problem: Exception | None) -> None:
         text = "" if problem is None else f"{what}: {problem}"
         if text and self._problems.get(what) != text:
             print(text, file=sys.stderr, flush=True)

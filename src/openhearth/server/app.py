@@ -35,7 +35,7 @@ def build_app(served: Served, *, keys: Keys | None = None, usage: UsageStore | N
     shares_cache: whether keys share cached prefixes. origins: of pages that browsers may let ask, "*" for
     all. log: takes one record per exchange.
     """
-    metrics = Metrics(served)
+    metrics = Metrics(lambda: (served,))
     accounting = Accounting(keys, Meter(usage), shares_cache=shares_cache, on_generation=metrics.watch)
 
     @asynccontextmanager

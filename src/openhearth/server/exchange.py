@@ -49,6 +49,11 @@ class Record:
         """The name of the key that the request came with."""
         return None if self.tally.key is None else self.tally.key.name
 
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller may see and change what is everyone's; without keys all on this machine may."""
+        return self.tally.is_admin
+
 
 @dataclass
 class Call:
@@ -77,8 +82,8 @@ class Call:
         self.record.tally.count(model, Usage(prompt_tokens=prompt_tokens))
 
     def require_admin(self) -> None:
-        """Refuse what only admins may do; without keys everyone on this machine may. Raises: Refusal."""
-        if not self.record.tally.is_admin:
+        """Refuse what only admins may do. Raises: Refusal."""
+        if not self.record.is_admin:
             raise Refusal(f"the key `{self.record.key_name}` is no admin's", status=403, code="admin_only",
                           hint="hearth keys create NAME --role admin")
 

@@ -9,7 +9,7 @@ Does not: count per key (`accounting.py`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -42,11 +42,11 @@ _ENGINE = (
 
 
 class Metrics:
-    """The numbers of one server. Example: ``Metrics(served).text()``."""
+    """The numbers of one server. loaded: returns the models that are. Example: ``Metrics(loaded).text()``."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, loaded: Callable[[], Sequence[Served]]) -> None:
         self.started_s = time.time()
-        self._served = served
+        self.loaded = loaded
         self._speed = Window(SPEED_S)
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("hearth_requests", "Requests that ended.", ("method", "route", "status"),
@@ -87,10 +87,11 @@ class Metrics:
             self._request_s.labels(route).observe(seconds)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what the engine says of itself; the registry calls it."""
-        stats = self._served.engine.stats()
+        """Yield what engines say of themselves; the registry calls it."""
+        stats = {served.name: served.engine.stats() for served in self.loaded()}
         for kind, name, meaning, field in _ENGINE:
             family = (GaugeMetricFamily if kind == "gauge" else CounterMetricFamily)(
                 name, meaning, labels=("model",))
-            family.add_metric((self._served.name,), getattr(stats, field))
+            for model, one in stats.items():
+                family.add_metric((model,), getattr(one, field))
             yield family

@@ -21,28 +21,38 @@ from openhearth.server.metrics import MEDIA_TYPE, Metrics
 from openhearth.server.served import Served
 
 
-async def health(call: Call) -> dict[str, str]:
-    """`GET /health`: whether the engine lives."""
-    if not call.served.thread.is_alive:
-        raise Refusal("the engine has stopped", status=503, code="not_healthy", hint="start the server again")
-    return {"status": "ok"}
-
-
-async def ready(call: Call) -> dict[str, str]:
-    """`GET /ready`: whether the line has room."""
-    await health(call)
-    waiting, most = call.served.engine.scheduler.num_waiting, call.served.limits.max_waiting
-    if waiting >= most:
-        raise Refusal(f"{waiting} completions are waiting", status=503, code="not_ready",
-                      why=f"this server lets {most} wait")
-    return {"status": "ready"}
-
-
 def routes_of(accounting: Accounting, metrics: Metrics) -> tuple[Route, ...]:
     """Return the routes that belong to no dialect."""
-    return (Route("GET", "/health", health), Route("GET", "/ready", ready),
+    return (Route("GET", "/health", _show_health(metrics)), Route("GET", "/ready", _show_ready(metrics)),
             Route("GET", "/metrics", _show_metrics(metrics)),
             Route("GET", "/v1/server/state", _show_state(accounting, metrics)))
+
+
+def _show_health(metrics: Metrics) -> Handler:
+    async def show(call: Call) -> dict[str, str]:
+        """`GET /health`: whether the engines live."""
+        if not all(served.thread.is_alive for served in metrics.loaded()):
+            raise Refusal("an engine has stopped", status=503, code="not_healthy",
+                          hint="start the server again")
+        return {"status": "ok"}
+
+    return show
+
+
+def _show_ready(metrics: Metrics) -> Handler:
+    show_health = _show_health(metrics)
+
+    async def show(call: Call) -> dict[str, str]:
+        """`GET /ready`: whether a line has room."""
+        await show_health(call)
+        lines = [(served.engine.scheduler.num_waiting, served.limits.max_waiting)
+                 for served in metrics.loaded()]
+        if lines and all(waiting >= most for waiting, most in lines):
+            raise Refusal(f"{sum(waiting for waiting, _ in lines)} completions are waiting", status=503,
+                          code="not_ready", why=f"this server lets {sum(most for _, most in lines)} wait")
+        return {"status": "ready"}
+
+    return show
 
 
 def _show_metrics(metrics: Metrics) -> Handler:
@@ -64,7 +74,8 @@ def _show_state(accounting: Accounting, metrics: Metrics) -> Handler:
         tally, meter = call.record.tally, accounting.meter
         state: dict[str, Any] = {
             "version": version("openhearth"), "uptime_s": round(time.time() - metrics.started_s, 1),
-            "tokens_per_second": metrics.tokens_per_second, "models": [_model(call.served)]}
+            "tokens_per_second": metrics.tokens_per_second,
+            "models": [_model(served) for served in metrics.loaded()]}
         if tally.key is not None:
             state["key"] = _key(accounting, tally.key, {tally.key.name: meter.spent(tally.key)})
         if tally.is_admin:
