@@ -46,7 +46,8 @@ def _read(path: Path) -> list[Key]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"the key file `{path}` cannot be read", why=str(error)) from None
+        raise UsageError(f"the key file `{path}` cannot be read", why=str(error),
+                         hint="hearth serve --keys takes those of `hearth keys`") from None
     found: dict[str, Key] = {}
     for place, line in enumerate(lines, start=1):
         entry = line.partition("#")[0].strip()
