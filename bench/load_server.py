@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from openhearth import hardware, hub, server
+from openhearth import hardware, hub, listening, server
 from openhearth.config import Config
 from openhearth.kernels import freed
 from openhearth.local import load
@@ -82,12 +82,12 @@ def processor_times(engine_id: int) -> tuple[float, float]:
 def main() -> None:
     """Serve until stdin ends."""
     models = build(json.loads(sys.argv[1]))
-    bound, is_ready = server.bind("127.0.0.1", 0), threading.Event()
+    bound, is_ready = listening.bind("127.0.0.1", 0), threading.Event()
     running = server.Server(server.build_app(models), drain_s=5, on_ready=is_ready.set)
     thread = threading.Thread(target=lambda: running.run(sockets=[bound]))
     thread.start()
     is_ready.wait()
-    print(json.dumps({"url": server.address_of(bound), "model": "model",
+    print(json.dumps({"url": listening.address_of(bound), "model": "model",
                       "context": models.first.plan.context_length}), flush=True)
     for _ in sys.stdin:
         print(json.dumps(state(models)), flush=True)

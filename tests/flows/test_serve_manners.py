@@ -12,7 +12,8 @@ import pytest
 from support.serving import serving
 from support.tiny import build_llama
 
-from openhearth.server import Keys, Limits
+from openhearth.accounts import Key, Keys
+from openhearth.server import Limits
 
 CHAT = "/v1/chat/completions"
 LONG = 8000
@@ -182,7 +183,7 @@ def test_without_keys_pages_of_this_machine_are_answered(slow):
 
 
 def test_keys_by_either_header_and_their_caches_apart(tiny_folder, tmp_path):
-    keys = Keys({name: hashlib.sha256(name.encode()).hexdigest() for name in ("alice", "bob")})
+    keys = Keys(Key(name, hashlib.sha256(name.encode()).hexdigest()) for name in ("alice", "bob"))
     with serving(tiny_folder, tmp_path, keys=keys) as running:
         def ask(key, **settings):
             client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)

@@ -11,8 +11,8 @@ SRC = Path(__file__).parents[2] / "src" / "openhearth"
 
 ROWS = {
     "errors": 0, "units": 0,
-    "config": 1, "durable": 1, "formats": 1, "hardware": 1,
-    "hub": 2, "chat": 2, "runs": 2, "spec": 2,
+    "config": 1, "durable": 1, "formats": 1, "hardware": 1, "listening": 1,
+    "accounts": 2, "hub": 2, "chat": 2, "runs": 2, "spec": 2,
     "conform": 3, "kernels": 3, "tasks": 3,
     "models": 4,
     "engine": 5,

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from openhearth import hub
 from openhearth.config import Config
+from openhearth.listening import address_of, bind
 from openhearth.local import load
 from openhearth.models.adapter_files import read_adapter
-from openhearth.server import Limits, Models, Offer, Served, Server, address_of, bind, build_app, plan_models
+from openhearth.server import Limits, Models, Offer, Patience, Served, Server, build_app, plan_models
 
 
 @dataclass(frozen=True)
@@ -70,33 +71,40 @@ def offer_tiny(folders, home, *, adapters=None, memory_bytes=1 << 30, **settings
 
 
 @contextmanager
-def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings):
+def serving(folder, home, *, adapters=(), keys=None, usage=None, shares_cache=False, origins=(), tls=None,
+            limits=Limits(), patience=Patience(), **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
     offers = offer_tiny({"tiny": folder}, home, adapters={"tiny": dict(adapters)}, **settings)
-    with serving_models(Models(offers, memory_bytes=1 << 30, limits=limits), keys=keys) as running:
+    models = Models(offers, memory_bytes=1 << 30, limits=limits)
+    with serving_models(models, tls=tls, patience=patience, keys=keys, usage=usage,
+                        shares_cache=shares_cache, origins=origins) as running:
         yield running
 
 
 @contextmanager
-def serving_models(models, *, keys=None, around=lambda app: app):
-    """Serve models, the first of them loaded, until the block ends. around: puts something before the app."""
+def serving_models(models, *, around=lambda app: app, tls=None, patience=Patience(), **settings):
+    """Serve models, the first of them loaded, until the block ends. around: puts something before the app.
+
+    settings: of `build_app`.
+    """
     models.first.open(models.limits)
     log = []
-    with serving_app(around(build_app(models, keys=keys, log=log.append))) as url:
+    app = around(build_app(models, log=log.append, **settings))
+    with serving_app(app, tls=tls, patience=patience) as url:
         yield Running(url, models, log)
     assert not any(served.thread.is_alive for served in models.loaded)
 
 
 @contextmanager
-def serving_app(app):
+def serving_app(app, *, tls=None, patience=Patience()):
     """Serve an ASGI application on a free port until the block ends; yields its address."""
     is_ready, bound = threading.Event(), bind("127.0.0.1", 0)
-    server = Server(app, drain_s=5, on_ready=is_ready.set)
+    server = Server(app, drain_s=5, on_ready=is_ready.set, tls=tls, patience=patience)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
     thread.start()
     assert is_ready.wait(20)
     try:
-        yield address_of(bound)
+        yield address_of(bound, has_tls=tls is not None)
     finally:
         server.should_exit = True
         thread.join(20)

@@ -27,7 +27,7 @@ def command(
                                       help="As for `hearth run`; the default model when left out. The first "
                                            "is loaded at once, others when they are asked for."),
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen at; all but this machine's own "
-                                                         "need --api-key-file."),
+                                                         "need keys."),
     port: int = typer.Option(8000, "--port", min=0, max=65535, help="0 takes a free one."),
     adapter: list[str] = typer.Option(None, "--adapter", metavar="NAME[@MODEL]=RUN|PATH",
                                       help="An adapter that requests take by its name; may be repeated. "
@@ -39,7 +39,14 @@ def command(
                                  help="What loaded models may hold together. Default: four fifths of "
                                       "what is free."),
     api_key_file: Path = typer.Option(None, "--api-key-file", metavar="FILE",
-                                      help="Lines of NAME SHA256; requests then need a key."),
+                                      help="Lines of NAME SHA256 [admin]; requests then need a key."),
+    keys: bool = typer.Option(False, "--keys", help="Requests need a key of `hearth keys`."),
+    share_cache: bool = typer.Option(False, "--share-cache", help="Let keys share cached prompts; who "
+                                     "waits less can then tell that another asked the same."),
+    tls_cert: Path = typer.Option(None, "--tls-cert", metavar="FILE", help="Certificate chain (PEM): https."),
+    tls_key: Path = typer.Option(None, "--tls-key", metavar="FILE", help="Its key (PEM)."),
+    cors: list[str] = typer.Option(None, "--cors", metavar="ORIGIN",
+                                   help="Pages that browsers may let ask; may be repeated."),
     name: list[str] = typer.Option(None, "--name", help="What requests call the model; once for each MODEL. "
                                                         "Default: its short name."),
     queue: int = typer.Option(256, "--queue", min=1, help="Answers that may wait; more are refused."),
@@ -54,17 +61,17 @@ def command(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No access log."),
 ) -> None:
     """Serve models to OpenAI, Anthropic and Ollama clients."""
+    from openhearth import listening
+    from openhearth.cli.guard import read_guard
+
+    config = Config.from_env()
+    guard = read_guard(config, host, api_key_file=api_key_file, has_store=keys, tls_cert=tls_cert,
+                       tls_key=tls_key, origins=cors or [])
+    bound = listening.bind(host, port)  # before torch and the model: a port in use is known at once
     from openhearth import server
 
-    if api_key_file is None and not server.is_loopback(host):
-        raise UsageError(f"--host is `{host}` and there are no keys",
-                         why="everyone who reaches that address could use the model",
-                         hint="--api-key-file FILE, or --host 127.0.0.1")
-    keys = None if api_key_file is None else server.read_keys(api_key_file)
-    config = Config.from_env()
     adapters = AdapterSources(adapter or [], adapter_dir, config)
     found = adapters.read()
-    bound = server.bind(host, port)  # before a model is loaded: a port in use is known at once
     stored = [fetch_model(one, config, lambda: None) for one in model or [None]]
     names = _names(stored, name or [])
     memory_bytes = server.usable_memory() if memory is None else round(memory * 2**30)
@@ -78,14 +85,16 @@ def command(
     models = server.Models(offers, memory_bytes=memory_bytes, limits=server.Limits(max_waiting=queue))
     with line:
         models.first.open(models.limits)
-    app = server.build_app(models, keys=keys, log=None if quiet else server.log_line)
-    address = server.address_of(bound)
+    app = server.build_app(models, keys=guard.keys, usage=guard.usage, shares_cache=share_cache,
+                           origins=guard.origins, log=None if quiet else server.log_line)
+    address = listening.address_of(bound, has_tls=guard.tls is not None)
 
     async def reload() -> None:
         await models.change_adapters(await asyncio.to_thread(lambda: adapters.assign(adapters.read(), plans)))
         print_note(f"serving {', '.join(models.names)}")
 
-    server.Server(app, on_ready=lambda: _tell(models, address), on_hangup=reload).run(sockets=[bound])
+    server.Server(app, on_ready=lambda: _tell(models, address), on_hangup=reload,
+                  tls=guard.tls).run(sockets=[bound])
 
 
 def _names(stored: list[StoredModel], given: list[str]) -> list[str]:

@@ -5,44 +5,60 @@ Does not: load models, open sockets or handle signals (`running.py`).
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from openhearth.accounts import Keys, Meter, UsageStore
 from openhearth.server.access import Access, Log
+from openhearth.server.accounting import Accounting
 from openhearth.server.dialects import DIALECTS, NOT_SERVED
 from openhearth.server.errors import Refusal
-from openhearth.server.exchange import RECORD, Call, Dialect, Endpoint, Route, send_error
-from openhearth.server.keys import Keys
+from openhearth.server.exchange import RECORD, Dialect, Endpoint, send_error
+from openhearth.server.metrics import Metrics
 from openhearth.server.models import Models
+from openhearth.server.operating import routes_of
 
 
-def build_app(models: Models, *, keys: Keys | None = None, log: Log | None = None) -> ASGIApp:
+def build_app(models: Models, *, keys: Keys | None = None, usage: UsageStore | None = None,
+              shares_cache: bool = False, origins: Sequence[str] = (), log: Log | None = None) -> ASGIApp:
     """Return the ASGI application; its lifespan starts and stops the engines' threads.
 
-    keys: None serves this machine only, without keys. log: takes one record per exchange.
+    keys: None serves this machine only, without keys. usage: where what each key uses is written.
+    shares_cache: whether keys share cached prefixes. origins: of pages that browsers may let ask, "*" for
+    all. log: takes one record per exchange.
     """
+    metrics = Metrics(lambda: models.loaded)
+    accounting = Accounting(keys, Meter(usage), shares_cache=shares_cache, on_generation=metrics.watch)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         models.start()
         try:
-            yield
+            async with accounting.running():
+                yield
         finally:
             await models.stop()
 
-    own = Dialect(DIALECTS[0].name, (Route("GET", "/health", _health), Route("GET", "/ready", _ready)),
-                  DIALECTS[0].error)
+    own = Dialect(DIALECTS[0].name, routes_of(accounting, metrics), DIALECTS[0].error)
     routes = [StarletteRoute(route.path, Endpoint(models, dialect, route), methods=[route.method])
               for dialect in (own, *DIALECTS) for route in dialect.routes]
     routes.append(StarletteRoute("/", _greet, methods=["GET"]))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
-    return Access(app, keys=keys, dialect_of=dialect_of, log=log)
+    access = Access(app, accounting=accounting, dialect_of=dialect_of, metrics=metrics, log=log,
+                    origins=origins)
+    if not origins:
+        return access
+    return CORSMiddleware(access, allow_origins=origins, allow_methods=("GET", "POST", "DELETE"),
+                          allow_headers=("*",), expose_headers=("x-request-id", "retry-after"),
+                          allow_private_network=True)
 
 
 def dialect_of(path: str) -> Dialect:
@@ -55,23 +71,6 @@ def dialect_of(path: str) -> Dialect:
 
 async def _greet(request: Request) -> Response:
     return PlainTextResponse("openhearth is running\n")
-
-
-async def _health(call: Call) -> dict[str, str]:
-    if not all(served.thread.is_alive for served in call.models.loaded):
-        raise Refusal("an engine has stopped", status=503, code="not_healthy", hint="start the server again")
-    return {"status": "ok"}
-
-
-async def _ready(call: Call) -> dict[str, str]:
-    """Not ready when every model that is loaded has a full line; one that is not is loaded on demand."""
-    await _health(call)
-    waiting = [served.engine.scheduler.num_waiting for served in call.models.loaded]
-    most = call.models.limits.max_waiting
-    if waiting and min(waiting) >= most:
-        raise Refusal(f"{sum(waiting)} completions are waiting", status=503, code="not_ready",
-                      why=f"this server lets {most} wait for each model")
-    return {"status": "ready"}
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:

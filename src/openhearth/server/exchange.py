@@ -20,9 +20,11 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from openhearth.accounts import Usage
 from openhearth.errors import HearthError
+from openhearth.server.accounting import Tally
 from openhearth.server.engine_thread import log_traceback
-from openhearth.server.errors import RETRY_AFTER_S, Refusal, status_and_code
+from openhearth.server.errors import Refusal, retry_headers, status_and_code
 from openhearth.server.generation import Generation, Job
 from openhearth.server.models import Models, Offer
 from openhearth.server.served import Limits, Served
@@ -33,11 +35,26 @@ RECORD = "openhearth.record"
 
 @dataclass
 class Record:
-    """What the access log says of an exchange. noted: counts and names, never text of a prompt or answer."""
+    """What the access log says of an exchange, and what it has used.
+
+    route: path of the route that serves it, "" for none. noted: counts and names, never text of a prompt or
+    answer.
+    """
 
     request_id: str
-    key_name: str | None = None
+    tally: Tally
+    route: str = ""
     noted: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key_name(self) -> str | None:
+        """The name of the key that the request came with."""
+        return None if self.tally.key is None else self.tally.key.name
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller may see and change what is everyone's; without keys all on this machine may."""
+        return self.tally.is_admin
 
 
 @dataclass
@@ -74,8 +91,26 @@ class Call:
         self.load_s = 0.0 if is_loaded else time.perf_counter() - started
 
     async def open(self, job: Job) -> Generation:
-        """Put a job into the engine's line, for as long as this exchange lives. Raises: as `Served.open`."""
-        return await self.served.open(job, self.stack)
+        """Put a job into the engine's line, for as long as this exchange lives.
+
+        Raises: as `Served.open`, LimitReached.
+        """
+        tally, model = self.record.tally, job.request.adapter or self.served.name
+        tally.begin(model, len(job.request.prompt_token_ids))
+        generation = await self.served.open(job, self.stack)
+        tally.watch(model, generation)
+        return generation
+
+    def count_prompt(self, model: str, prompt_tokens: int) -> None:
+        """Count a prompt that is read without an answer, before it is. Raises: LimitReached."""
+        self.record.tally.begin(model, prompt_tokens)
+        self.record.tally.count(model, Usage(prompt_tokens=prompt_tokens))
+
+    def require_admin(self) -> None:
+        """Refuse what only admins may do. Raises: Refusal."""
+        if not self.record.is_admin:
+            raise Refusal(f"the key `{self.record.key_name}` is no admin's", status=403, code="admin_only",
+                          hint="hearth keys create NAME --role admin")
 
     def note(self, **noted: Any) -> None:
         """Add to what the access log says."""
@@ -93,7 +128,7 @@ class Call:
     @property
     def cache_salt(self) -> str:
         """What keeps this caller's cached prefixes apart from those of other keys."""
-        return self.record.key_name or ""
+        return self.record.tally.cache_salt
 
 
 @dataclass(frozen=True)
@@ -139,6 +174,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange."""
         record: Record = scope[RECORD]
+        record.route = self._route.path
         try:
             async with AsyncExitStack() as stack:
                 body = {}
@@ -195,12 +231,10 @@ async def send_error(send: Send, dialect: Dialect, error: HearthError, record: R
     """Send an error as its dialect writes it."""
     status, code = status_and_code(error)
     record.noted["error"] = code or "bad_request"
-    headers = []
-    if status in (429, 503):
-        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    headers = retry_headers(error, status)
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status == 413:
+    if status in (408, 413):
         headers.append((b"connection", b"close"))
     await send_json(send, status, dialect.error(error, status, code, record.request_id), headers)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from openhearth.chat import Tokenizer
 from openhearth.engine import Request, TokenEvent
+from openhearth.errors import HearthError
 from openhearth.local import CompletionText
 from openhearth.server.engine_thread import EngineThread, Ticket
 
@@ -64,6 +65,8 @@ class Generation:
 
     prompt_tokens, completion_tokens, cached_tokens: counts so far, tokens that ended an answer included.
     submitted_s, first_s: readings of `time.perf_counter`; first_s is None until a token came.
+    on_token: called for each token with whether it is the answer's first, and the seconds since the
+    submission or, of a later one, since the token before it.
     """
 
     def __init__(self, thread: EngineThread, ticket: Ticket, job: Job, tokenizer: Tokenizer) -> None:
@@ -73,9 +76,11 @@ class Generation:
         self.submitted_s = time.perf_counter()
         self.first_s: float | None = None
         self.finish_reasons: dict[int, str] = {}
+        self.on_token: Callable[[bool, float], None] = lambda is_first, seconds: None
         self._thread, self._ticket = thread, ticket
         self._rows = [CompletionText(tokenizer, job.stops) for _ in range(job.request.n)]
         self._pending: list[list[TokenEvent]] = [[] for _ in self._rows]
+        self._last_s: list[float | None] = [None for _ in self._rows]
 
     @property
     def cached_tokens(self) -> int:
@@ -120,13 +125,20 @@ class Generation:
         """End what is not done; its pages are free before the engine's next step."""
         self._ticket.is_closed or self._thread.close(self._ticket)
 
+    def fail(self, error: HearthError) -> None:
+        """End what is not done with an error, which `parts` raises after what came before it."""
+        self._ticket.events.put_nowait(TokenEvent(-1, 0, None, None, finish_reason="error", error=error))
+
     def _add(self, event: TokenEvent) -> Part | None:
         """Take an event; None while there is nothing to show."""
         row, pending = self._rows[event.index], self._pending[event.index]
         stop_token_ids = self.job.request.sampling.stop_token_ids
-        self.first_s = self.first_s or time.perf_counter()
+        now, last = time.perf_counter(), self._last_s[event.index]
+        self.first_s = self.first_s or now
         if event.token_id is not None:
             self.completion_tokens += 1
+            self.on_token(last is None, now - (self.submitted_s if last is None else last))
+            self._last_s[event.index] = now
             if not (event.finish_reason == "stop" and event.token_id in stop_token_ids):
                 pending.append(event)
         text = row.add(event, stop_token_ids)

@@ -130,6 +130,8 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
     call.note(model=values["model"])
     prompts = [await served.encode(prompt) if isinstance(prompt, str) else prompt
                for prompt in values["prompt"]]
+    if not max_tokens:
+        call.count_prompt(adapter or served.name, sum(map(len, prompts)))
     # All at once: prompts of one request share steps.
     generations = [await call.open(served.job(
         prompt, adapter=adapter, settings={**sampling_settings(values), "num_logprobs": num_logprobs or 0},
