@@ -9,8 +9,10 @@ from openhearth.server.dialects import (
     DIALECTS,
     anthropic,
     completions,
+    embeddings,
     messages,
     ollama,
+    ollama_embed,
     openai,
     openai_fields,
     tokenizing,
@@ -25,7 +27,8 @@ TABLES = {
     "POST /api/generate": ollama.GENERATE_FIELDS, "options": ollama.OPTIONS_FIELDS,
     "POST /api/show": ollama.SHOW_FIELDS, "a message": messages.MESSAGE_FIELDS,
     "a part of a message": messages.PART_FIELDS, "POST /tokenize": tokenizing.TOKENIZE_FIELDS,
-    "POST /detokenize": tokenizing.DETOKENIZE_FIELDS,
+    "POST /detokenize": tokenizing.DETOKENIZE_FIELDS, "POST /v1/embeddings": embeddings.FIELDS,
+    "POST /api/embed": ollama_embed.EMBED_FIELDS, "POST /api/embeddings": ollama_embed.EMBEDDINGS_FIELDS,
 }
 
 

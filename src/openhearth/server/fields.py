@@ -157,6 +157,28 @@ def stop_texts(most: int) -> Reader:
     return read
 
 
+def texts_or_ids(most: int) -> Reader:
+    """Return a reader of a text, token ids, or a list of up to `most` of either."""
+    def read(name: str, value: Any) -> list[str | tuple[int, ...]]:
+        if isinstance(value, str):
+            return [value]
+        if not isinstance(value, list) or not value:
+            raise wrong(name, value, "a text, token ids, or a list of either that is not empty")
+        if all(type(one) is int for one in value):
+            return [tuple(value)]
+        if len(value) > most:
+            raise Refusal(f"`{name}` has {len(value)} prompts", field=name, code="invalid_value",
+                          why=f"at most {most} are taken at a time")
+        return [one if isinstance(one, str) else _token_ids(name, one) for one in value]
+    return read
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or not all(type(token_id) is int for token_id in value):
+        raise wrong(name, value, "a text or token ids")
+    return tuple(value)
+
+
 def logit_bias(name: str, value: Any) -> dict[int, float]:
     """Read token id -> bias, from -100 to 100; ids are texts, as JSON's keys are."""
     biases = {}

@@ -4,7 +4,15 @@ import typing
 
 import pytest
 
-from openhearth.server.dialects import anthropic, completions, ollama, openai, openai_fields
+from openhearth.server.dialects import (
+    anthropic,
+    completions,
+    embeddings,
+    ollama,
+    ollama_embed,
+    openai,
+    openai_fields,
+)
 from openhearth.server.errors import Refusal
 from openhearth.server.fields import (
     Field,
@@ -43,6 +51,15 @@ def test_every_field_of_openai_is_known():
     assert annotations(options) == names(openai_fields.STREAM_OPTIONS_FIELDS)
 
 
+def test_every_field_of_embeddings_is_known():
+    from ollama._types import EmbeddingsRequest, EmbedRequest
+    from openai.types import embedding_create_params
+
+    assert annotations(embedding_create_params.EmbeddingCreateParams) == names(embeddings.FIELDS)
+    assert set(EmbedRequest.model_fields) == names(ollama_embed.EMBED_FIELDS)
+    assert set(EmbeddingsRequest.model_fields) == names(ollama_embed.EMBEDDINGS_FIELDS)
+
+
 def test_every_field_of_anthropic_is_known():
     from anthropic.types import message_count_tokens_params, message_create_params
 
@@ -60,7 +77,8 @@ def test_every_field_of_ollama_is_known():
 
 
 @pytest.mark.parametrize("fields", [openai.CHAT_FIELDS, completions.FIELDS, anthropic.FIELDS,
-                                    ollama.CHAT_FIELDS, ollama.GENERATE_FIELDS, ollama.OPTIONS_FIELDS])
+                                    ollama.CHAT_FIELDS, ollama.GENERATE_FIELDS, ollama.OPTIONS_FIELDS,
+                                    embeddings.FIELDS, ollama_embed.EMBED_FIELDS])
 def test_no_field_is_in_a_table_twice_and_each_says_why(fields):
     assert len(names(fields)) == len(fields)
     assert all(field.note and (field.read is not None) == (field.status == "done") for field in fields)

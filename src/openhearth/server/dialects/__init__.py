@@ -2,14 +2,14 @@
 
 from openhearth.server.dialects.anthropic import ANTHROPIC
 from openhearth.server.dialects.ollama import OLLAMA
+from openhearth.server.dialects.ollama_embed import OLLAMA_EMBED
 from openhearth.server.dialects.openai import OPENAI
 from openhearth.server.dialects.tokenizing import TOKENIZING
 
-DIALECTS = (OPENAI, ANTHROPIC, OLLAMA, TOKENIZING)
+DIALECTS = (OPENAI, ANTHROPIC, OLLAMA, OLLAMA_EMBED, TOKENIZING)
 
 NOT_SERVED = {
-    **dict.fromkeys(("/v1/responses", "/v1/embeddings", "/api/embed", "/api/embeddings"),
-                    "this version does not have it"),
+    "/v1/responses": "this version does not have it",
     **dict.fromkeys(("/api/pull", "/api/push", "/api/create", "/api/copy", "/api/delete"),
                     "models are changed by `hearth pull` and `hearth rm`, not over the network"),
 }

@@ -28,41 +28,19 @@ from openhearth.server.dialects.openai_fields import (
 from openhearth.server.dialects.tokens import finite, plain_text
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Stream
-from openhearth.server.fields import Field, flag, read_fields, refused, require, whole, wrong
+from openhearth.server.fields import Field, flag, read_fields, refused, require, texts_or_ids, whole
 from openhearth.server.generation import Generation
 from openhearth.server.served import Limits
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own default for this path."""
 
-Prompt = str | tuple[int, ...]
 Pairs = tuple[tuple[int, float], ...]
 
 
-def read_prompts(name: str, value: Any) -> list[Prompt]:
-    """Read a text, token ids, or a list of either. Raises: Refusal."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list) or not value:
-        raise wrong(name, value, "a text, token ids, or a list of either that is not empty")
-    if all(type(one) is int for one in value):
-        return [tuple(value)]
-    if len(value) > Limits.max_prompts:
-        raise Refusal(f"`{name}` has {len(value)} prompts", field=name, code="invalid_value",
-                      why=f"at most {Limits.max_prompts} are taken at a time")
-    prompts: list[Prompt] = []
-    for one in value:
-        if isinstance(one, list) and one and all(type(token_id) is int for token_id in one):
-            prompts.append(tuple(one))
-        elif isinstance(one, str):
-            prompts.append(one)
-        else:
-            raise wrong(name, one, "a text or token ids")
-    return prompts
-
-
 FIELDS = (
-    Field("prompt", "a text, token ids, or a list of either; control tokens in text stay text", read_prompts),
+    Field("prompt", "a text, token ids, or a list of either; control tokens in text stay text",
+          texts_or_ids(Limits.max_prompts)),
     *COMMON_FIELDS,
     Field("max_tokens", f"longest answer, {DEFAULT_MAX_TOKENS} when left out; 0 with `echo` only scores",
           whole(0, 2**31)),

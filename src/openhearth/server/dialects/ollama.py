@@ -165,14 +165,10 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     """Answer a conversation or a raw text. shown: what holds a piece of the answer."""
     served, started = call.served, time.perf_counter()
     adapter = served.adapter_of(values["model"])
-    options = read_fields(OPTIONS_FIELDS, values.get("options", {}), "options")
+    options = read_options(call, values)
     has_logprobs, num_logprobs = values.get("logprobs", False), values.get("top_logprobs", 0)
     if num_logprobs and not has_logprobs:
         raise Refusal(f"`top_logprobs` is `{num_logprobs}` without `logprobs`", field="top_logprobs")
-    context = served.engine.context_length
-    if options.get("num_ctx", 0) > context:
-        raise Refusal(f"`options.num_ctx` is `{options['num_ctx']}`", field="options.num_ctx",
-                      why=f"the server has a context of {context} tokens", hint="hearth serve --context")
     if options.get("num_predict") == 0:
         raise wrong("options.num_predict", 0, "1 or more tokens, or -1")
     call.note(model=values["model"])
@@ -207,6 +203,16 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     call.note_generation(generation)
     return {**_head(values["model"]), **shown(choice.text), **logprobs(choice.events),
             **_end(generation, choice.finish_reason, started)}
+
+
+def read_options(call: Call, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's options. Raises: Refusal, also for more context than there is."""
+    options = read_fields(OPTIONS_FIELDS, values.get("options", {}), "options")
+    context = call.served.engine.context_length
+    if options.get("num_ctx", 0) > context:
+        raise Refusal(f"`options.num_ctx` is `{options['num_ctx']}`", field="options.num_ctx",
+                      why=f"the server has a context of {context} tokens", hint="hearth serve --context")
+    return options
 
 
 def _head(model: str) -> dict[str, Any]:
