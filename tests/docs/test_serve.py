@@ -15,6 +15,7 @@ from openhearth.server.dialects import (
     ollama_embed,
     openai,
     openai_fields,
+    ranking,
     tokenizing,
 )
 from openhearth.server.fields import describe
@@ -28,6 +29,7 @@ TABLES = {
     "POST /api/show": ollama.SHOW_FIELDS, "a message": messages.MESSAGE_FIELDS,
     "a part of a message": messages.PART_FIELDS, "POST /tokenize": tokenizing.TOKENIZE_FIELDS,
     "POST /detokenize": tokenizing.DETOKENIZE_FIELDS, "POST /v1/embeddings": embeddings.FIELDS,
+    "POST /rerank": ranking.RERANK_FIELDS, "POST /score": ranking.SCORE_FIELDS,
     "POST /api/embed": ollama_embed.EMBED_FIELDS, "POST /api/embeddings": ollama_embed.EMBEDDINGS_FIELDS,
 }
 

@@ -4,9 +4,10 @@ from openhearth.server.dialects.anthropic import ANTHROPIC
 from openhearth.server.dialects.ollama import OLLAMA
 from openhearth.server.dialects.ollama_embed import OLLAMA_EMBED
 from openhearth.server.dialects.openai import OPENAI
+from openhearth.server.dialects.ranking import RANKING
 from openhearth.server.dialects.tokenizing import TOKENIZING
 
-DIALECTS = (OPENAI, ANTHROPIC, OLLAMA, OLLAMA_EMBED, TOKENIZING)
+DIALECTS = (OPENAI, ANTHROPIC, OLLAMA, OLLAMA_EMBED, RANKING, TOKENIZING)
 
 NOT_SERVED = {
     "/v1/responses": "this version does not have it",
