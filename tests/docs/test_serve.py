@@ -16,9 +16,13 @@ from openhearth.server.dialects import (
     openai,
     openai_fields,
     ranking,
+    response_fields,
+    response_items,
+    responses_dialect,
     tokenizing,
 )
 from openhearth.server.fields import describe
+from openhearth.server.response_store import ResponseStore
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
 TABLES = {
@@ -29,6 +33,12 @@ TABLES = {
     "POST /api/show": ollama.SHOW_FIELDS, "a message": messages.MESSAGE_FIELDS,
     "a part of a message": messages.PART_FIELDS, "POST /tokenize": tokenizing.TOKENIZE_FIELDS,
     "POST /detokenize": tokenizing.DETOKENIZE_FIELDS, "POST /v1/embeddings": embeddings.FIELDS,
+    "POST /v1/responses": response_fields.CREATE_FIELDS, "an item": response_items.ITEM_FIELDS,
+    "POST /v1/responses/input_tokens": response_fields.INPUT_TOKENS_FIELDS,
+    "GET /v1/responses/{id}": response_fields.RETRIEVE_QUERY, "text": response_fields.TEXT_FIELDS,
+    "GET /v1/responses/{id}/input_items": response_fields.ITEMS_QUERY,
+    "a part of an item": response_items.ITEM_PART_FIELDS, "reasoning": response_fields.REASONING_FIELDS,
+    "stream_options of a response": response_fields.STREAM_OPTIONS_FIELDS,
     "POST /rerank": ranking.RERANK_FIELDS, "POST /score": ranking.SCORE_FIELDS,
     "POST /api/embed": ollama_embed.EMBED_FIELDS, "POST /api/embeddings": ollama_embed.EMBEDDINGS_FIELDS,
 }
@@ -55,7 +65,8 @@ def test_the_tables_are_those_of_the_code():
 
 def test_every_path_is_on_the_page():
     text = PAGE.read_text(encoding="utf-8")
-    missing = [route.path for dialect in DIALECTS for route in dialect.routes if f"{route.path}`" not in text]
+    dialects = (*DIALECTS, responses_dialect(ResponseStore(None)))
+    missing = [route.path for dialect in dialects for route in dialect.routes if f"{route.path}`" not in text]
     assert not missing
 
 

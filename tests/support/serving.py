@@ -48,7 +48,7 @@ def load_tiny(folder, home, **settings):
 
 
 @contextmanager
-def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings):
+def serving(folder, home, *, adapters=(), keys=None, responses=None, limits=Limits(), **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
     model = load_tiny(folder, home, **settings)
     for name, path in dict(adapters).items():
@@ -56,7 +56,8 @@ def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings
     served = Served(model, "tiny", adapters=tuple(dict(adapters)), limits=limits)
     log, is_ready = [], threading.Event()
     bound = bind("127.0.0.1", 0)
-    server = Server(build_app(served, keys=keys, log=log.append), drain_s=5, on_ready=is_ready.set)
+    app = build_app(served, keys=keys, responses=responses, log=log.append)
+    server = Server(app, drain_s=5, on_ready=is_ready.set)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
     url = address_of(bound)
     thread.start()

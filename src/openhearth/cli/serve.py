@@ -32,6 +32,8 @@ def command(
     api_key_file: Path = typer.Option(None, "--api-key-file", metavar="FILE",
                                       help="Lines of NAME SHA256; requests then need a key."),
     name: str = typer.Option(None, "--name", help="What requests call the model. Default: its short name."),
+    keep_responses: float = typer.Option(30.0, "--keep-responses", min=0, metavar="DAYS",
+                                         help="Days that answers of /v1/responses are kept; 0 keeps none."),
     queue: int = typer.Option(256, "--queue", min=1, help="Answers that may wait; more are refused."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="Numbers to compute in."),
@@ -61,7 +63,8 @@ def command(
         raise UsageError(f"the model and an adapter are both named `{name}`", hint="--name, or another NAME=")
     _attach(local, adapters)
     served = server.Served(local, name, adapters=tuple(adapters), limits=server.Limits(max_waiting=queue))
-    app = server.build_app(served, keys=keys, log=None if quiet else server.log_line)
+    responses = server.ResponseStore(config.home / "responses.db", keep_days=keep_responses)
+    app = server.build_app(served, keys=keys, responses=responses, log=None if quiet else server.log_line)
     address = server.address_of(bound)
 
     def tell() -> None:

@@ -16,18 +16,23 @@ from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openhearth.server.access import Access, Log
-from openhearth.server.dialects import DIALECTS, NOT_SERVED
+from openhearth.server.dialects import DIALECTS, NOT_SERVED, responses_dialect
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import RECORD, Call, Dialect, Endpoint, Route, send_error
 from openhearth.server.keys import Keys
+from openhearth.server.response_store import ResponseStore
 from openhearth.server.served import Served
 
 
-def build_app(served: Served, *, keys: Keys | None = None, log: Log | None = None) -> ASGIApp:
+def build_app(served: Served, *, keys: Keys | None = None, responses: ResponseStore | None = None,
+              log: Log | None = None) -> ASGIApp:
     """Return the ASGI application; its lifespan starts and stops the engine's thread.
 
-    keys: None serves this machine only, without keys. log: takes one record per exchange.
+    keys: None serves this machine only, without keys. responses: where those of `/v1/responses` are kept,
+    None for memory; closed at the end. log: takes one record per exchange.
     """
+    responses = responses or ResponseStore(None)
+
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         served.thread.start()
@@ -35,11 +40,12 @@ def build_app(served: Served, *, keys: Keys | None = None, log: Log | None = Non
             yield
         finally:
             served.thread.stop()
+            responses.close()
 
     own = Dialect(DIALECTS[0].name, (Route("GET", "/health", _health), Route("GET", "/ready", _ready)),
                   DIALECTS[0].error)
     routes = [StarletteRoute(route.path, Endpoint(served, dialect, route), methods=[route.method])
-              for dialect in (own, *DIALECTS) for route in dialect.routes]
+              for dialect in (own, responses_dialect(responses), *DIALECTS) for route in dialect.routes]
     routes.append(StarletteRoute("/", _greet, methods=["GET"]))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
     return Access(app, keys=keys, dialect_of=dialect_of, log=log)

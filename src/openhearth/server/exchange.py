@@ -40,13 +40,17 @@ class Record:
 
 @dataclass
 class Call:
-    """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path."""
+    """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path.
+
+    query: of the address; a name that is there twice has its last value.
+    """
 
     served: Served
     body: dict[str, Any]
     path: Mapping[str, str]
     record: Record
     stack: AsyncExitStack
+    query: Mapping[str, str] = field(default_factory=dict)
 
     async def open(self, job: Job) -> Generation:
         """Put a job into the engine's line, for as long as this exchange lives. Raises: as `Served.open`."""
@@ -85,11 +89,15 @@ Handler = Callable[[Call], Awaitable["Stream | Any"]]
 
 @dataclass(frozen=True)
 class Route:
-    """One path of a dialect. Example: ``Route("POST", "/v1/chat/completions", chat)``."""
+    """One path of a dialect. has_body: whether a POST brings a JSON object.
+
+    Example: ``Route("POST", "/v1/chat/completions", chat)``.
+    """
 
     method: str
     path: str
     handler: Handler
+    has_body: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,9 +121,10 @@ class Endpoint:
         try:
             async with AsyncExitStack() as stack:
                 body = {}
-                if self._route.method == "POST":
+                if self._route.method == "POST" and self._route.has_body:
                     body = await read_json(Request(scope, receive), self._served.limits)
-                call = Call(self._served, body, scope.get("path_params", {}), record, stack)
+                call = Call(self._served, body, scope.get("path_params", {}), record, stack,
+                            query=Request(scope).query_params)
                 await _until_gone(receive, self._reply(call, send))
         except ClientDisconnect:
             record.noted["client_left"] = True
