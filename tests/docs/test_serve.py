@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from openhearth.config import Config
 from openhearth.server.dialects import (
     DIALECTS,
     anthropic,
@@ -13,8 +14,10 @@ from openhearth.server.dialects import (
     messages,
     ollama,
     ollama_embed,
+    ollama_pull,
     openai,
     openai_fields,
+    pulling_dialect,
     ranking,
     response_fields,
     response_items,
@@ -39,6 +42,7 @@ TABLES = {
     "GET /v1/responses/{id}/input_items": response_fields.ITEMS_QUERY,
     "a part of an item": response_items.ITEM_PART_FIELDS, "reasoning": response_fields.REASONING_FIELDS,
     "stream_options of a response": response_fields.STREAM_OPTIONS_FIELDS,
+    "POST /api/pull": ollama_pull.FIELDS,
     "POST /rerank": ranking.RERANK_FIELDS, "POST /score": ranking.SCORE_FIELDS,
     "POST /api/embed": ollama_embed.EMBED_FIELDS, "POST /api/embeddings": ollama_embed.EMBEDDINGS_FIELDS,
 }
@@ -65,7 +69,7 @@ def test_the_tables_are_those_of_the_code():
 
 def test_every_path_is_on_the_page():
     text = PAGE.read_text(encoding="utf-8")
-    dialects = (*DIALECTS, responses_dialect(ResponseStore(None)))
+    dialects = (*DIALECTS, responses_dialect(ResponseStore(None)), pulling_dialect(Config.from_env({})))
     missing = [route.path for dialect in dialects for route in dialect.routes if f"{route.path}`" not in text]
     assert not missing
 

@@ -41,14 +41,19 @@ class Running:
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
 
 
+def config_of(home, **env):
+    """Return the settings of a machine with this home and nothing else, offline unless env says otherwise."""
+    return Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home), **env})
+
+
 def load_tiny(folder, home, **settings):
     """Load a tiny model, deterministic and alone."""
-    config = Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home)})
-    return load(str(folder), dtype="float32", num_threads=1, config=config, **settings)
+    return load(str(folder), dtype="float32", num_threads=1, config=config_of(home), **settings)
 
 
 @contextmanager
-def serving(folder, home, *, adapters=(), keys=None, responses=None, limits=Limits(), **settings):
+def serving(folder, home, *, adapters=(), keys=None, responses=None, config=None, limits=Limits(),
+            **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
     model = load_tiny(folder, home, **settings)
     for name, path in dict(adapters).items():
@@ -56,7 +61,8 @@ def serving(folder, home, *, adapters=(), keys=None, responses=None, limits=Limi
     served = Served(model, "tiny", adapters=tuple(dict(adapters)), limits=limits)
     log, is_ready = [], threading.Event()
     bound = bind("127.0.0.1", 0)
-    app = build_app(served, keys=keys, responses=responses, log=log.append)
+    config = config or config_of(home)
+    app = build_app(served, keys=keys, config=config, responses=responses, log=log.append)
     server = Server(app, drain_s=5, on_ready=is_ready.set)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
     url = address_of(bound)

@@ -64,7 +64,8 @@ def command(
     _attach(local, adapters)
     served = server.Served(local, name, adapters=tuple(adapters), limits=server.Limits(max_waiting=queue))
     responses = server.ResponseStore(config.home / "responses.db", keep_days=keep_responses)
-    app = server.build_app(served, keys=keys, responses=responses, log=None if quiet else server.log_line)
+    app = server.build_app(served, keys=keys, config=config, responses=responses,
+                           log=None if quiet else server.log_line)
     address = server.address_of(bound)
 
     def tell() -> None:

@@ -15,8 +15,9 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from openhearth.config import Config
 from openhearth.server.access import Access, Log
-from openhearth.server.dialects import DIALECTS, NOT_SERVED, responses_dialect
+from openhearth.server.dialects import DIALECTS, NOT_SERVED, pulling_dialect, responses_dialect
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import RECORD, Call, Dialect, Endpoint, Route, send_error
 from openhearth.server.keys import Keys
@@ -24,14 +25,16 @@ from openhearth.server.response_store import ResponseStore
 from openhearth.server.served import Served
 
 
-def build_app(served: Served, *, keys: Keys | None = None, responses: ResponseStore | None = None,
-              log: Log | None = None) -> ASGIApp:
+def build_app(served: Served, *, keys: Keys | None = None, config: Config | None = None,
+              responses: ResponseStore | None = None, log: Log | None = None) -> ASGIApp:
     """Return the ASGI application; its lifespan starts and stops the engine's thread.
 
-    keys: None serves this machine only, without keys. responses: where those of `/v1/responses` are kept,
-    None for memory; closed at the end. log: takes one record per exchange.
+    keys: None serves this machine only, without keys. config: of the store that `/api/pull` changes, None for
+    the environment's. responses: where those of `/v1/responses` are kept, None for memory; closed at the end.
+    log: takes one record per exchange.
     """
     responses = responses or ResponseStore(None)
+    kept = (responses_dialect(responses), pulling_dialect(config or Config.from_env()))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -45,7 +48,7 @@ def build_app(served: Served, *, keys: Keys | None = None, responses: ResponseSt
     own = Dialect(DIALECTS[0].name, (Route("GET", "/health", _health), Route("GET", "/ready", _ready)),
                   DIALECTS[0].error)
     routes = [StarletteRoute(route.path, Endpoint(served, dialect, route), methods=[route.method])
-              for dialect in (own, responses_dialect(responses), *DIALECTS) for route in dialect.routes]
+              for dialect in (own, *kept, *DIALECTS) for route in dialect.routes]
     routes.append(StarletteRoute("/", _greet, methods=["GET"]))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
     return Access(app, keys=keys, dialect_of=dialect_of, log=log)

@@ -31,10 +31,14 @@ RECORD = "openhearth.record"
 
 @dataclass
 class Record:
-    """What the access log says of an exchange. noted: counts and names, never text of a prompt or answer."""
+    """What the access log says of an exchange. noted: counts and names, never text of a prompt or answer.
+
+    is_admin: whether the caller may change what the server has.
+    """
 
     request_id: str
     key_name: str | None = None
+    is_admin: bool = False
     noted: dict[str, Any] = field(default_factory=dict)
 
 
