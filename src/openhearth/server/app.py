@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,6 +22,7 @@ from openhearth.server.dialects import DIALECTS, NOT_SERVED, pulling_dialect, re
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import RECORD, Call, Dialect, Endpoint, Route, send_error
 from openhearth.server.keys import Keys
+from openhearth.server.openapi import describe_api
 from openhearth.server.response_store import ResponseStore
 from openhearth.server.served import Served
 
@@ -47,8 +49,15 @@ def build_app(served: Served, *, keys: Keys | None = None, config: Config | None
 
     own = Dialect(DIALECTS[0].name, (Route("GET", "/health", _health), Route("GET", "/ready", _ready)),
                   DIALECTS[0].error)
+    dialects = (own, *kept, *DIALECTS)
+    description = describe_api(dialects)
+
+    async def describe(call: Call) -> dict[str, Any]:
+        return description
+
+    dialects = (*dialects, Dialect(own.name, (Route("GET", "/openapi.json", describe),), own.error))
     routes = [StarletteRoute(route.path, Endpoint(served, dialect, route), methods=[route.method])
-              for dialect in (own, *kept, *DIALECTS) for route in dialect.routes]
+              for dialect in dialects for route in dialect.routes]
     routes.append(StarletteRoute("/", _greet, methods=["GET"]))
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
     return Access(app, keys=keys, dialect_of=dialect_of, log=log)

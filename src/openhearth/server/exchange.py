@@ -22,6 +22,7 @@ from starlette.types import Message, Receive, Scope, Send
 from openhearth.errors import HearthError
 from openhearth.server.engine_thread import log_traceback
 from openhearth.server.errors import RETRY_AFTER_S, Refusal, status_and_code
+from openhearth.server.fields import Field
 from openhearth.server.generation import Generation, Job
 from openhearth.server.served import Limits, Served
 
@@ -93,15 +94,16 @@ Handler = Callable[[Call], Awaitable["Stream | Any"]]
 
 @dataclass(frozen=True)
 class Route:
-    """One path of a dialect. has_body: whether a POST brings a JSON object.
+    """One path of a dialect. fields: of the JSON object that it is sent; without any it is sent none.
 
-    Example: ``Route("POST", "/v1/chat/completions", chat)``.
+    query: fields of the address. Example: ``Route("POST", "/v1/chat/completions", chat, CHAT_FIELDS)``.
     """
 
     method: str
     path: str
     handler: Handler
-    has_body: bool = True
+    fields: tuple[Field, ...] = ()
+    query: tuple[Field, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Endpoint:
         try:
             async with AsyncExitStack() as stack:
                 body = {}
-                if self._route.method == "POST" and self._route.has_body:
+                if self._route.fields:
                     body = await read_json(Request(scope, receive), self._served.limits)
                 call = Call(self._served, body, scope.get("path_params", {}), record, stack,
                             query=Request(scope).query_params)

@@ -10,13 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from openhearth.server.dialects.embeddings import MAX_INPUTS, check_dimensions
-from openhearth.server.dialects.ollama import COMMON_FIELDS, OLLAMA, read_options
+from openhearth.server.dialects.ollama import COMMON_FIELDS, OLLAMA, options_of
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Dialect, Route
-from openhearth.server.fields import Field, array, flag, read_fields, require, text, whole, wrong
+from openhearth.server.fields import (
+    Field,
+    array,
+    flag,
+    read_fields,
+    require,
+    shaped,
+    text,
+    text_or_list,
+    whole,
+    wrong,
+)
 from openhearth.server.reading import embed
 
 
+@shaped(text_or_list({"type": "string"}, maxItems=MAX_INPUTS))
 def _texts(name: str, value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else array(name, value)
     if not all(isinstance(one, str) for one in texts) or len(texts) > MAX_INPUTS:
@@ -67,7 +79,7 @@ async def _embed(call: Call, values: Mapping[str, Any], texts: list[str]) -> tup
     """Return vectors, and how many tokens they are of."""
     served = call.served
     adapter = served.adapter_of(values["model"])
-    context = read_options(call, values).get("num_ctx", served.engine.context_length)
+    context = options_of(call, values).get("num_ctx", served.engine.context_length)
     dimensions = check_dimensions(call, values.get("dimensions"))
     call.note(model=values["model"])
     inputs = [await served.encode(one) for one in texts]
@@ -81,6 +93,6 @@ async def _embed(call: Call, values: Mapping[str, Any], texts: list[str]) -> tup
 
 
 OLLAMA_EMBED = Dialect("ollama", (
-    Route("POST", "/api/embed", create),
-    Route("POST", "/api/embeddings", create_one),
+    Route("POST", "/api/embed", create, EMBED_FIELDS),
+    Route("POST", "/api/embeddings", create_one, EMBEDDINGS_FIELDS),
 ), OLLAMA.error)

@@ -106,4 +106,4 @@ def _stream_error(error: HearthError) -> bytes:
 
 def pulling_dialect(config: Config) -> Dialect:
     """Return the path over the store of a configuration."""
-    return Dialect("ollama", (Route("POST", "/api/pull", Pulling(config).pull),), OLLAMA.error)
+    return Dialect("ollama", (Route("POST", "/api/pull", Pulling(config).pull, FIELDS),), OLLAMA.error)

@@ -161,7 +161,7 @@ def _model(name: str) -> dict[str, Any]:
 OPENAI = Dialect("openai", (
     Route("GET", "/v1/models", list_models),
     Route("GET", "/v1/models/{id:path}", show_model),
-    Route("POST", "/v1/chat/completions", chat),
-    Route("POST", "/v1/completions", completions.complete),
-    Route("POST", "/v1/embeddings", embeddings.create),
+    Route("POST", "/v1/chat/completions", chat, CHAT_FIELDS),
+    Route("POST", "/v1/completions", completions.complete, completions.FIELDS),
+    Route("POST", "/v1/embeddings", embeddings.create, embeddings.FIELDS),
 ), error_document)

@@ -30,6 +30,7 @@ from openhearth.server.fields import (
     read_fields,
     refused,
     require,
+    shaped,
     text,
     whole,
     wrong,
@@ -40,6 +41,12 @@ _BEFORE, _AFTER = "Passage: ", "\nPlease write a question based on this passage.
 """What a query is read after. Source: the instruction of arXiv 2204.07496, section 2.2."""
 
 
+_LIST = {"type": "array", "minItems": 1, "maxItems": MAX_INPUTS, "items": {"anyOf": [
+    {"type": "string"}, {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"],
+                         "additionalProperties": False}]}}
+
+
+@shaped(_LIST)
 def _texts(name: str, value: Any) -> list[str]:
     """Read texts, or objects of one text as Cohere's and Jina's clients may send them."""
     texts = [one.get("text") if isinstance(one, dict) and len(one) == 1 else one
@@ -49,6 +56,7 @@ def _texts(name: str, value: Any) -> list[str]:
     return texts
 
 
+@shaped({"anyOf": [{"type": "string"}, _LIST]})
 def _text_or_texts(name: str, value: Any) -> list[str]:
     return [value] if isinstance(value, str) else _texts(name, value)
 
@@ -171,6 +179,6 @@ async def _tokens(call: Call, query: str, document: str, *,
 
 
 RANKING = Dialect("ranking", (
-    *(Route("POST", path, rerank) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
-    *(Route("POST", path, score_pairs) for path in ("/score", "/v1/score")),
+    *(Route("POST", path, rerank, RERANK_FIELDS) for path in ("/rerank", "/v1/rerank", "/v2/rerank")),
+    *(Route("POST", path, score_pairs, SCORE_FIELDS) for path in ("/score", "/v1/score")),
 ), error_document)

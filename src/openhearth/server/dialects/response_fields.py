@@ -18,9 +18,10 @@ from openhearth.server.fields import (
     mapping,
     not_applicable,
     number,
+    object_of,
     one_of,
-    read_fields,
     refused,
+    shaped,
     text,
     whole,
     wrong,
@@ -30,6 +31,7 @@ LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
 
 
+@shaped({"type": "array", "items": {"enum": list(_INCLUDABLE)}})
 def _include(name: str, value: Any) -> bool:
     """Return whether log-probabilities are among what is asked for."""
     for place, one in enumerate(array(name, value)):
@@ -37,6 +39,7 @@ def _include(name: str, value: Any) -> bool:
     return LOGPROBS in value
 
 
+@shaped({"type": "object", "maxProperties": 16, "additionalProperties": {"type": "string", "maxLength": 512}})
 def _metadata(name: str, value: Any) -> dict[str, str]:
     pairs = mapping(name, value)
     if len(pairs) > 16 or not all(isinstance(one, str) and len(key) <= 64 and len(one) <= 512
@@ -45,17 +48,13 @@ def _metadata(name: str, value: Any) -> dict[str, str]:
     return pairs
 
 
-def _text_config(name: str, value: Any) -> dict[str, Any]:
-    return read_fields(TEXT_FIELDS, mapping(name, value), name)
-
-
-def _reasoning(name: str, value: Any) -> dict[str, Any]:
-    return read_fields(REASONING_FIELDS, mapping(name, value), name)
-
-
 TEXT_FIELDS = (
     refused("format", "schemas are not in this version; `{\"type\": \"text\"}` is taken", {"type": "text"}),
     refused("verbosity", "the model was not taught it; `medium` is taken", "medium"),
+)
+
+STREAM_OPTIONS_FIELDS = (
+    not_applicable("include_obfuscation", "pads events against eavesdroppers; use TLS"),
 )
 
 REASONING_FIELDS = (
@@ -74,8 +73,8 @@ PROMPT_FIELDS = (
     Field("input", "a text, or message items; control tokens in them stay text", read_input),
     Field("instructions", "the system message, of this response alone", text),
     Field("previous_response_id", "the conversation goes on from a stored response of the same key", text),
-    Field("reasoning", "`effort`; see below", _reasoning),
-    Field("text", "`format`; see below", _text_config),
+    Field("reasoning", "`effort`; see below", object_of(REASONING_FIELDS)),
+    Field("text", "`format`; see below", object_of(TEXT_FIELDS)),
     refused("conversation", "conversations are continued by `previous_response_id`"),
     refused("tools", LATER, []),
     refused("tool_choice", LATER, "none", "auto"),
@@ -92,7 +91,7 @@ INPUT_TOKENS_FIELDS = (
 CREATE_FIELDS = (
     *PROMPT_FIELDS,
     _COMMON["stream"],
-    Field("stream_options", "with `stream`; `include_obfuscation` is taken and changes nothing", mapping),
+    Field("stream_options", "with `stream`; see below", object_of(STREAM_OPTIONS_FIELDS)),
     Field("store", "keeps the response for the days that the server keeps them; on unless `false`", flag),
     Field("metadata", "up to 16 texts, kept with the response", _metadata),
     Field("max_output_tokens", "longest answer; the rest of the context when left out", whole(1, 2**31)),
@@ -118,11 +117,8 @@ CREATE_FIELDS = (
     refused("service_tier", "there is one; `auto` and `default` are taken", "auto", "default"),
 )
 
-STREAM_OPTIONS_FIELDS = (
-    not_applicable("include_obfuscation", "pads events against eavesdroppers; use TLS"),
-)
 
-
+@shaped({"type": "string", "pattern": "^([1-9][0-9]?|100)$"})
 def _count(name: str, value: Any) -> int:
     """Read a whole number from 1 to 100 of a query."""
     if not (value.isascii() and value.isdigit() and len(value) <= 3):

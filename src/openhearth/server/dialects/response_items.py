@@ -11,13 +11,34 @@ from typing import Any
 
 from openhearth.server.dialects.messages import ROLES
 from openhearth.server.errors import Refusal
-from openhearth.server.fields import Field, array, not_applicable, one_of, read_fields, refused, text, wrong
+from openhearth.server.fields import (
+    Field,
+    array,
+    not_applicable,
+    object_schema,
+    one_of,
+    read_fields,
+    refused,
+    shaped,
+    text,
+    text_or_list,
+    wrong,
+)
 
 Item = dict[str, Any]
 
 _TEXT_KINDS = ("input_text", "output_text", "text")
 
 
+ITEM_PART_FIELDS = (
+    Field("type", "`input_text` or `output_text`; everything else is refused", one_of(*_TEXT_KINDS)),
+    Field("text", "the text; parts are joined by line breaks", text),
+    refused("annotations", "there are none", []),
+    refused("prompt_cache_breakpoint", "the cache finds equal beginnings by itself"),
+    not_applicable("logprobs", "of an earlier answer; its text is what is read"),
+)
+
+@shaped(text_or_list(object_schema(ITEM_PART_FIELDS)))
 def _parts(name: str, value: Any) -> str:
     """Return the text of a content that is a text or a list of text parts. Raises: Refusal."""
     if isinstance(value, str):
@@ -33,14 +54,6 @@ def _parts(name: str, value: Any) -> str:
     return "\n".join(texts)
 
 
-ITEM_PART_FIELDS = (
-    Field("type", "`input_text` or `output_text`; everything else is refused", one_of(*_TEXT_KINDS)),
-    Field("text", "the text; parts are joined by line breaks", text),
-    refused("annotations", "there are none", []),
-    refused("prompt_cache_breakpoint", "the cache finds equal beginnings by itself"),
-    not_applicable("logprobs", "of an earlier answer; its text is what is read"),
-)
-
 ITEM_FIELDS = (
     Field("type", "`message`, or left out; everything else is refused", one_of("message")),
     Field("role", "`system`, `developer` (the same), `user`, `assistant`", one_of(*ROLES)),
@@ -51,6 +64,7 @@ ITEM_FIELDS = (
 )
 
 
+@shaped(text_or_list(object_schema(ITEM_FIELDS), minItems=1))
 def read_input(name: str, value: Any) -> list[Item]:
     """Return a text or a list of items as message items with ids. Raises: Refusal."""
     if isinstance(value, str):

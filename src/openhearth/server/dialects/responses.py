@@ -22,7 +22,6 @@ from openhearth.server.dialects.response_fields import (
     INPUT_TOKENS_FIELDS,
     ITEMS_QUERY,
     RETRIEVE_QUERY,
-    STREAM_OPTIONS_FIELDS,
 )
 from openhearth.server.dialects.response_items import Item, messages_of, output_message, output_text
 from openhearth.server.dialects.tokens import token_records
@@ -55,11 +54,9 @@ class Responses:
         require(values, "model", "input")
         adapter = call.served.adapter_of(values["model"])
         draft = self._draft(values)
-        if "stream_options" in values:
-            read_fields(STREAM_OPTIONS_FIELDS, values["stream_options"], "stream_options")
-            if not values.get("stream", False):
-                raise Refusal("`stream_options` is given without `stream`", field="stream_options",
-                              hint="stream: true")
+        if "stream_options" in values and not values.get("stream", False):
+            raise Refusal("`stream_options` is given without `stream`", field="stream_options",
+                          hint="stream: true")
         generation = await call.open(call.served.job(
             await self._prompt(call, values), adapter=adapter,
             settings={**sampling_settings(values), "num_logprobs": values.get("top_logprobs", 0)},
@@ -251,10 +248,10 @@ def responses_dialect(store: ResponseStore) -> Dialect:
     responses = Responses(store)
     one = "/v1/responses/{id}"
     return Dialect("openai", (
-        Route("POST", "/v1/responses", responses.create),
-        Route("POST", "/v1/responses/input_tokens", responses.count),
-        Route("GET", one, responses.retrieve),
+        Route("POST", "/v1/responses", responses.create, CREATE_FIELDS),
+        Route("POST", "/v1/responses/input_tokens", responses.count, INPUT_TOKENS_FIELDS),
+        Route("GET", one, responses.retrieve, query=RETRIEVE_QUERY),
         Route("DELETE", one, responses.delete),
-        Route("POST", f"{one}/cancel", responses.cancel, has_body=False),
-        Route("GET", f"{one}/input_items", responses.list_items),
+        Route("POST", f"{one}/cancel", responses.cancel),
+        Route("GET", f"{one}/input_items", responses.list_items, query=ITEMS_QUERY),
     ), error_document)
