@@ -38,7 +38,8 @@ def shortened(body):
         return body
     known = {"model": "tiny"} if isinstance(body.get("model"), str) else {}
     options = {"options": shortened(body["options"])} if isinstance(body.get("options"), dict) else {}
-    return {**body, **known, **options, **{name: SHORT[name] for name in SHORT if type(body.get(name)) is int}}
+    little = {name: few for name, few in SHORT.items() if type(body.get(name)) is int}
+    return {**body, **known, **options, **little}
 
 
 def completed(body, properties):

@@ -45,8 +45,8 @@ FIELDS = (
     Field("max_tokens", f"longest answer, {DEFAULT_MAX_TOKENS} when left out; 0 with `echo` only scores",
           whole(0, 2**31)),
     Field("echo", "the prompt comes first, with its log-probabilities if they are asked for", flag),
-    Field("logprobs", f"log-probabilities of the tokens and of 0 to {MAX_LOGPROBS} alternatives",
-          whole(0, MAX_LOGPROBS)),
+    Field("logprobs", "log-probabilities of the tokens, the one that ended the answer included, and of 0 to "
+          f"{MAX_LOGPROBS} alternatives", whole(0, MAX_LOGPROBS)),
     refused("best_of", "answers that are not returned would be computed; ask for `n`", 1),
     refused("suffix", "models are not asked to fill in a middle in this version", ""),
 )
@@ -186,11 +186,15 @@ class _Answer:
             if not self._generations:
                 continue
             async for part in self._generations[place].parts():
-                yield None if part is None else self._choice(
+                if part is None:
+                    yield None
+                    continue
+                # The token that ended the answer is among them, as in vLLM: harnesses drop the last one.
+                events = part.events if part.last is None else (*part.events, part.last)
+                yield self._choice(
                     place * self._n + part.index, part.text,
-                    _Shown([event.token_id for event in part.events],
-                           [event.logprob for event in part.events],
-                           [event.top_logprobs for event in part.events]), part.finish_reason)
+                    _Shown([event.token_id for event in events], [event.logprob for event in events],
+                           [event.top_logprobs for event in events]), part.finish_reason)
         self._call.note_generation(*self._generations)
 
     def _choice(self, index: int, text: str, shown: _Shown, reason: str | None) -> dict[str, Any]:
