@@ -143,9 +143,9 @@ def test_strange_values_are_served_or_refused_and_nothing_breaks(slow, settings)
 
 def test_paths_and_methods_that_are_not_there(slow):
     assert httpx.get(slow.url + "/nothing").json()["error"]["code"] == "unknown_path"
-    reply = httpx.post(slow.url + "/v1/responses", json={})
+    reply = httpx.post(slow.url + "/v1/conversations", json={})
     assert reply.status_code == 404 and "this version does not have it" in reply.json()["error"]["message"]
-    assert "hearth pull" in httpx.post(slow.url + "/api/pull", json={}).json()["error"]
+    assert "hearth pull" in httpx.post(slow.url + "/api/push", json={}).json()["error"]
     assert httpx.get(slow.url + CHAT).status_code == 405
     assert httpx.get(slow.url + "/v1/messages").json()["type"] == "error"
 

@@ -48,17 +48,20 @@ class Running:
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
 
 
+def config_of(home, **env):
+    """Return the settings of a machine with this home and nothing else, offline unless env says otherwise."""
+    return Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home), **env})
+
+
 def load_tiny(folder, home, **settings):
     """Load a tiny model, deterministic and alone."""
-    config = Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home)})
     return load(str(folder) if isinstance(folder, Path) else folder, dtype="float32", num_threads=1,
-                config=config, **settings)
+                config=config_of(home), **settings)
 
 
 def offer_tiny(folders, home, *, adapters=None, memory_bytes=1 << 30, **settings):
     """Offers of tiny models by name, planned together and not loaded. adapters: model -> name -> folder."""
-    config = Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home)})
-    stored = [hub.find(str(folder), config) for folder in folders.values()]
+    stored = [hub.find(str(folder), config_of(home)) for folder in folders.values()]
     plans = plan_models(stored, memory_bytes, dtype="float32", **settings)
 
     def loader(plan):
@@ -72,12 +75,13 @@ def offer_tiny(folders, home, *, adapters=None, memory_bytes=1 << 30, **settings
 
 @contextmanager
 def serving(folder, home, *, adapters=(), keys=None, usage=None, shares_cache=False, origins=(), tls=None,
-            limits=Limits(), patience=Patience(), **settings):
+            responses=None, config=None, limits=Limits(), patience=Patience(), **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
     offers = offer_tiny({"tiny": folder}, home, adapters={"tiny": dict(adapters)}, **settings)
     models = Models(offers, memory_bytes=1 << 30, limits=limits)
     with serving_models(models, tls=tls, patience=patience, keys=keys, usage=usage,
-                        shares_cache=shares_cache, origins=origins) as running:
+                        shares_cache=shares_cache, origins=origins, responses=responses,
+                        config=config or config_of(home)) as running:
         yield running
 
 

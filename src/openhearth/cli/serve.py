@@ -49,6 +49,8 @@ def command(
                                    help="Pages that browsers may let ask; may be repeated."),
     name: list[str] = typer.Option(None, "--name", help="What requests call the model; once for each MODEL. "
                                                         "Default: its short name."),
+    keep_responses: float = typer.Option(30.0, "--keep-responses", min=0, metavar="DAYS",
+                                         help="Days that answers of /v1/responses are kept; 0 keeps none."),
     queue: int = typer.Option(256, "--queue", min=1, help="Answers that may wait; more are refused."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="Numbers to compute in."),
@@ -85,8 +87,10 @@ def command(
     models = server.Models(offers, memory_bytes=memory_bytes, limits=server.Limits(max_waiting=queue))
     with line:
         models.first.open(models.limits)
+    responses = server.ResponseStore(config.home / "responses.db", keep_days=keep_responses)
     app = server.build_app(models, keys=guard.keys, usage=guard.usage, shares_cache=share_cache,
-                           origins=guard.origins, log=None if quiet else server.log_line)
+                           origins=guard.origins, config=config, responses=responses,
+                           log=None if quiet else server.log_line)
     address = listening.address_of(bound, has_tls=guard.tls is not None)
 
     async def reload() -> None:

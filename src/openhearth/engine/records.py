@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from openhearth.engine.reading import Reader
 from openhearth.errors import HearthError, UsageError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -84,7 +85,8 @@ class Request:
     """One prompt and how to continue it, n times. adapter: name of one that the engine has, or None.
 
     cache_salt: requests share cached prefixes with those of the same salt only, so that nobody can tell
-    from an answer's speed what others asked.
+    from an answer's speed what others asked. reader: takes the prompt's hidden states, and nothing is drawn:
+    the last event, with finish_reason "stop", has no token.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -92,12 +94,13 @@ class Request:
     n: int = 1
     adapter: str | None = None
     cache_salt: str = ""
+    reader: Reader | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise UsageError("the prompt is empty", why="a completion continues at least one token",
                              hint="begin with the beginning-of-text token")
-        _check_range("n", self.n, 1, 4096)
+        _check_range("n", self.n, 1, 4096 if self.reader is None else 1)
 
 
 @dataclass(frozen=True, slots=True)

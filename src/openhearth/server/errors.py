@@ -6,10 +6,15 @@ Does not: know how a dialect writes an error (`dialects/`), or print (`cli/`).
 from __future__ import annotations
 
 from openhearth.errors import (
+    BadFile,
+    HashMismatch,
     HearthError,
     LimitReached,
     ModelNotFound,
+    NetworkError,
+    NotEnoughDisk,
     NotEnoughMemory,
+    Offline,
     PromptTooLong,
     QueueFull,
     TemplateError,
@@ -20,11 +25,14 @@ from openhearth.errors import (
 RETRY_AFTER_S = 1
 """Told to a client that found the queue full: the time of some steps."""
 
-_TABLE: tuple[tuple[type[HearthError], int, str | None], ...] = (
+_TABLE: tuple[tuple[type[HearthError] | tuple[type[HearthError], ...], int, str | None], ...] = (
     (PromptTooLong, 400, "context_length_exceeded"),
     (QueueFull, 429, "queue_full"),
     (ModelNotFound, 404, "model_not_found"),
     (NotEnoughMemory, 503, "not_enough_memory"),
+    (Offline, 403, "offline"),
+    (NotEnoughDisk, 507, "not_enough_disk"),
+    ((NetworkError, HashMismatch, BadFile), 502, "source_failed"),
     (UsageError, 400, None),
     (TemplateError, 400, "chat_template"),
     (Unsupported, 400, "unsupported"),

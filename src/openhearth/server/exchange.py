@@ -25,6 +25,7 @@ from openhearth.errors import HearthError
 from openhearth.server.accounting import Tally
 from openhearth.server.engine_thread import log_traceback
 from openhearth.server.errors import Refusal, retry_headers, status_and_code
+from openhearth.server.fields import Field
 from openhearth.server.generation import Generation, Job
 from openhearth.server.models import Models, Offer
 from openhearth.server.served import Limits, Served
@@ -61,7 +62,8 @@ class Record:
 class Call:
     """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path.
 
-    load_s: how long the request waited for its model to be loaded.
+    query: of the address; a name that is there twice has its last value. load_s: how long the request waited
+    for its model to be loaded.
     """
 
     models: Models
@@ -69,6 +71,7 @@ class Call:
     path: Mapping[str, str]
     record: Record
     stack: AsyncExitStack
+    query: Mapping[str, str] = field(default_factory=dict)
     load_s: float = 0.0
 
     @property
@@ -145,14 +148,18 @@ Handler = Callable[[Call], Awaitable["Stream | Any"]]
 
 @dataclass(frozen=True)
 class Route:
-    """One path of a dialect. needs_model: the model that a POST names is loaded before the handler runs.
+    """One path of a dialect. fields: of the JSON object that it is sent; without any it is sent none.
 
-    Example: ``Route("POST", "/v1/chat/completions", chat)``.
+    query: fields of the address. needs_model: the model that the object names is loaded before the handler
+    runs.
+    Example: ``Route("POST", "/v1/chat/completions", chat, CHAT_FIELDS)``.
     """
 
     method: str
     path: str
     handler: Handler
+    fields: tuple[Field, ...] = ()
+    query: tuple[Field, ...] = ()
     needs_model: bool = True
 
 
@@ -178,9 +185,10 @@ class Endpoint:
         try:
             async with AsyncExitStack() as stack:
                 body = {}
-                if self._route.method == "POST":
+                if self._route.fields:
                     body = await read_json(Request(scope, receive), self._models.limits)
-                call = Call(self._models, body, scope.get("path_params", {}), record, stack)
+                call = Call(self._models, body, scope.get("path_params", {}), record, stack,
+                            query=Request(scope).query_params)
                 await _until_gone(receive, self._reply(call, send))
         except ClientDisconnect:
             record.noted["client_left"] = True
@@ -192,7 +200,7 @@ class Endpoint:
                 f"this is a mistake in hearth: {type(error).__name__}"), record)
 
     async def _reply(self, call: Call, send: Send) -> None:
-        if self._route.method == "POST" and self._route.needs_model:
+        if self._route.fields and self._route.needs_model:
             await call.lease()
         result = await self._route.handler(call)
         if not isinstance(result, Stream):

@@ -38,8 +38,9 @@ class Job:
 class Part:
     """What was added to answer `index`: text that is safe to show, and the tokens that it came with.
 
-    events leave out the token that ended the answer where it has no text. finish_reason: "stop" or "length"
-    on the last part; stop: the stop text that was met. Example: ``Part(0, "Hello", (event,), None, None)``.
+    events leave out the token that ended the answer where it has no text; last is that token.
+    finish_reason: "stop" or "length" on the last part; stop: the stop text that was met.
+    Example: ``Part(0, "Hello", (event,), None, None)``.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Part:
     events: tuple[TokenEvent, ...]
     finish_reason: str | None
     stop: str | None
+    last: TokenEvent | None = None
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,15 @@ class Generation:
         """Take an event; None while there is nothing to show."""
         row, pending = self._rows[event.index], self._pending[event.index]
         stop_token_ids = self.job.request.sampling.stop_token_ids
-        now, last = time.perf_counter(), self._last_s[event.index]
+        now, last_s, last = time.perf_counter(), self._last_s[event.index], None
         self.first_s = self.first_s or now
         if event.token_id is not None:
             self.completion_tokens += 1
-            self.on_token(last is None, now - (self.submitted_s if last is None else last))
+            self.on_token(last_s is None, now - (self.submitted_s if last_s is None else last_s))
             self._last_s[event.index] = now
-            if not (event.finish_reason == "stop" and event.token_id in stop_token_ids):
+            if event.finish_reason == "stop" and event.token_id in stop_token_ids:
+                last = event
+            else:
                 pending.append(event)
         text = row.add(event, stop_token_ids)
         reason = "stop" if row.stops.is_stopped else row.finish_reason
@@ -150,4 +154,4 @@ class Generation:
             if event.finish_reason is None:
                 self._thread.finish(self._ticket, event.index)
         shown, self._pending[event.index] = tuple(pending), []
-        return Part(event.index, text, shown, reason, row.stops.met)
+        return Part(event.index, text, shown, reason, row.stops.met, last)

@@ -163,6 +163,6 @@ def _error(error: HearthError, status: int, code: str | None, request_id: str) -
 
 
 ANTHROPIC = Dialect("anthropic", (
-    Route("POST", "/v1/messages", create),
-    Route("POST", "/v1/messages/count_tokens", count_tokens),
+    Route("POST", "/v1/messages", create, FIELDS),
+    Route("POST", "/v1/messages/count_tokens", count_tokens, PROMPT_FIELDS),
 ), _error)

@@ -8,12 +8,25 @@ from __future__ import annotations
 from typing import Any
 
 from openhearth.server.errors import Refusal
-from openhearth.server.fields import Field, array, not_applicable, read_fields, refused, text, wrong
+from openhearth.server.fields import (
+    Field,
+    array,
+    not_applicable,
+    object_schema,
+    one_of,
+    read_fields,
+    refused,
+    shaped,
+    text,
+    text_or_list,
+    wrong,
+)
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _LATER = "tool calls are not in this version"
 
 
+@shaped({"enum": list(ROLES)})
 def _role(name: str, value: Any) -> str:
     if value in ("tool", "function"):
         raise Refusal(f"`{name}` is `{value}`", field=name, code="unsupported_field", why=_LATER)
@@ -22,6 +35,16 @@ def _role(name: str, value: Any) -> str:
     return ROLES[value]
 
 
+PART_FIELDS = (
+    Field("type", "`text`; everything else is refused", one_of("text")),
+    Field("text", "the text; parts are joined by line breaks", text),
+    refused("citations", "there are no documents to cite", []),
+    refused("annotations", "there are none", []),
+    refused("prompt_cache_breakpoint", "the cache finds equal beginnings by itself"),
+    not_applicable("cache_control", "the cache finds equal beginnings by itself and changes no answer"),
+)
+
+@shaped(text_or_list(object_schema(PART_FIELDS)))
 def read_content(name: str, value: Any) -> str:
     """Return the text of a content that is a text or a list of text parts. Raises: Refusal."""
     if isinstance(value, str):
@@ -36,15 +59,6 @@ def read_content(name: str, value: Any) -> str:
         texts.append(read_fields(PART_FIELDS, part, where).get("text", ""))
     return "\n".join(texts)
 
-
-PART_FIELDS = (
-    Field("type", "`text`; everything else is refused", text),
-    Field("text", "the text; parts are joined by line breaks", text),
-    refused("citations", "there are no documents to cite", []),
-    refused("annotations", "there are none", []),
-    refused("prompt_cache_breakpoint", "the cache finds equal beginnings by itself"),
-    not_applicable("cache_control", "the cache finds equal beginnings by itself and changes no answer"),
-)
 
 MESSAGE_FIELDS = (
     Field("role", "`system`, `developer` (the same), `user`, `assistant`", _role),
@@ -64,6 +78,7 @@ MESSAGE_FIELDS = (
 )
 
 
+@shaped({"type": "array", "items": object_schema(MESSAGE_FIELDS), "minItems": 1})
 def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Return messages of role and content. Raises: Refusal for what this version cannot read."""
     messages = []

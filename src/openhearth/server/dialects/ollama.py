@@ -17,7 +17,7 @@ from importlib.metadata import version
 from typing import Any
 
 from openhearth.errors import HearthError
-from openhearth.server.dialects.messages import read_messages
+from openhearth.server.dialects.messages import MESSAGE_FIELDS, read_messages
 from openhearth.server.dialects.ollama_models import describe, describe_loaded, model_facts
 from openhearth.server.dialects.tokens import token_records
 from openhearth.server.errors import Refusal, sentence
@@ -25,12 +25,14 @@ from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
 from openhearth.server.fields import (
     Field,
     flag,
-    mapping,
     number,
+    object_of,
+    object_schema,
     one_of,
     read_fields,
     refused,
     require,
+    shaped,
     stop_texts,
     text,
     whole,
@@ -46,6 +48,7 @@ _LONGEST_S = 1e9
 """Thirty years are for ever."""
 
 
+@shaped({"type": ["string", "integer", "number"]})
 def _keep_alive(name: str, value: Any) -> float:
     """Read seconds, or a duration as Go writes it; FOREVER_S for a negative one."""
     is_time = isinstance(value, int | float | str) and not isinstance(value, bool)
@@ -58,15 +61,43 @@ def _keep_alive(name: str, value: Any) -> float:
     return FOREVER_S if seconds > _LONGEST_S else seconds
 
 
+@shaped({"type": "array", "items": object_schema(MESSAGE_FIELDS)})
 def _messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Read messages; none ask to load the model, which it is."""
     return read_messages(name, value) if value != [] else []
 
 
+_LOADED = "is chosen when the server loads the model"
+
+OPTIONS_FIELDS = (
+    Field("num_predict", "longest answer; -1 and -2 are the rest of the context", whole(-2, 2**31)),
+    Field("num_ctx", "taken up to the context that the server has, more is refused", whole(1, 2**31)),
+    Field("seed", "same request, same seed, same weights: same answer", whole(-2**63, 2**63 - 1)),
+    Field("stop", "texts; the answer ends before one", stop_texts(64)),
+    Field("temperature", "0 is greedy; the model's own recommendation when left out", number(0, 100)),
+    Field("top_k", "the K likeliest tokens, 0 is off", whole(0, 2**31)),
+    Field("top_p", "the likeliest tokens up to this mass", number(0, 1)),
+    Field("min_p", "drop tokens below this share of the likeliest", number(0, 1)),
+    Field("repeat_penalty", "above 1: tokens of prompt and answer are less likely", number(0.01, 100)),
+    Field("presence_penalty", "taken from tokens that the answer has", number(-2, 2)),
+    Field("frequency_penalty", "taken once per occurrence in the answer", number(-2, 2)),
+    refused("repeat_last_n", "penalties look at the whole text; `-1`, which says so, is taken", -1),
+    refused("typical_p", "not in this version; `1`, which is off, is taken", 1),
+    refused("tfs_z", "not in this version; `1`, which is off, is taken", 1),
+    refused("mirostat", "not in this version; `0`, which is off, is taken", 0),
+    refused("mirostat_tau", "not in this version"),
+    refused("mirostat_eta", "not in this version"),
+    refused("penalize_newline", "not in this version"),
+    refused("num_keep", "a conversation that is too long is refused, not cut"),
+    *(refused(name, _LOADED) for name in (
+        "numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all", "vocab_only",
+        "use_mmap", "use_mlock", "embedding_only", "num_thread")),
+)
+
 COMMON_FIELDS = (
     Field("model", "a served model, or an adapter; `:latest` may follow", text),
     Field("stream", "lines of JSON as the answer grows; on unless `false`", flag),
-    Field("options", "how to draw; see below", mapping),
+    Field("options", "how to draw; see below", object_of(OPTIONS_FIELDS)),
     Field("logprobs", "log-probabilities of the tokens", flag),
     Field("top_logprobs", f"and of 0 to {MAX_LOGPROBS} alternatives; needs `logprobs`",
           whole(0, MAX_LOGPROBS)),
@@ -95,33 +126,6 @@ GENERATE_FIELDS = (
     refused("width", "this version writes text only"),
     refused("height", "this version writes text only"),
     refused("steps", "this version writes text only"),
-)
-
-_LOADED = "is chosen when the server loads the model"
-
-OPTIONS_FIELDS = (
-    Field("num_predict", "longest answer; -1 and -2 are the rest of the context", whole(-2, 2**31)),
-    Field("num_ctx", "taken up to the context that the server has, more is refused", whole(1, 2**31)),
-    Field("seed", "same request, same seed, same weights: same answer", whole(-2**63, 2**63 - 1)),
-    Field("stop", "texts; the answer ends before one", stop_texts(64)),
-    Field("temperature", "0 is greedy; the model's own recommendation when left out", number(0, 100)),
-    Field("top_k", "the K likeliest tokens, 0 is off", whole(0, 2**31)),
-    Field("top_p", "the likeliest tokens up to this mass", number(0, 1)),
-    Field("min_p", "drop tokens below this share of the likeliest", number(0, 1)),
-    Field("repeat_penalty", "above 1: tokens of prompt and answer are less likely", number(0.01, 100)),
-    Field("presence_penalty", "taken from tokens that the answer has", number(-2, 2)),
-    Field("frequency_penalty", "taken once per occurrence in the answer", number(-2, 2)),
-    refused("repeat_last_n", "penalties look at the whole text; `-1`, which says so, is taken", -1),
-    refused("typical_p", "not in this version; `1`, which is off, is taken", 1),
-    refused("tfs_z", "not in this version; `1`, which is off, is taken", 1),
-    refused("mirostat", "not in this version; `0`, which is off, is taken", 0),
-    refused("mirostat_tau", "not in this version"),
-    refused("mirostat_eta", "not in this version"),
-    refused("penalize_newline", "not in this version"),
-    refused("num_keep", "a conversation that is too long is refused, not cut"),
-    *(refused(name, _LOADED) for name in (
-        "numa", "num_batch", "num_gpu", "main_gpu", "low_vram", "f16_kv", "logits_all", "vocab_only",
-        "use_mmap", "use_mlock", "embedding_only", "num_thread")),
 )
 
 SHOW_FIELDS = (
@@ -172,14 +176,10 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     """Answer a conversation or a raw text. shown: what holds a piece of the answer."""
     served, started = call.served, time.perf_counter() - call.load_s
     adapter = served.adapter_of(values["model"])
-    options = read_fields(OPTIONS_FIELDS, values.get("options", {}), "options")
+    options = options_of(call, values)
     has_logprobs, num_logprobs = values.get("logprobs", False), values.get("top_logprobs", 0)
     if num_logprobs and not has_logprobs:
         raise Refusal(f"`top_logprobs` is `{num_logprobs}` without `logprobs`", field="top_logprobs")
-    context = served.engine.context_length
-    if options.get("num_ctx", 0) > context:
-        raise Refusal(f"`options.num_ctx` is `{options['num_ctx']}`", field="options.num_ctx",
-                      why=f"the server has a context of {context} tokens", hint="hearth serve --context")
     if options.get("num_predict") == 0:
         raise wrong("options.num_predict", 0, "1 or more tokens, or -1")
     call.note(model=values["model"])
@@ -218,6 +218,16 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     call.note_generation(generation)
     return {**_head(values["model"]), **shown(choice.text), **logprobs(choice.events),
             **_end(call, generation, choice.finish_reason, started)}
+
+
+def options_of(call: Call, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's options. Raises: Refusal for more context than there is."""
+    options = values.get("options", {})
+    context = call.served.engine.context_length
+    if options.get("num_ctx", 0) > context:
+        raise Refusal(f"`options.num_ctx` is `{options['num_ctx']}`", field="options.num_ctx",
+                      why=f"the server has a context of {context} tokens", hint="hearth serve --context")
+    return options
 
 
 def _head(model: str) -> dict[str, Any]:
@@ -276,10 +286,10 @@ def _stream_error(error: HearthError) -> bytes:
 
 
 OLLAMA = Dialect("ollama", (
-    Route("POST", "/api/chat", chat),
-    Route("POST", "/api/generate", generate),
+    Route("POST", "/api/chat", chat, CHAT_FIELDS),
+    Route("POST", "/api/generate", generate, GENERATE_FIELDS),
     Route("GET", "/api/tags", list_tags),
     Route("GET", "/api/ps", list_running),
-    Route("POST", "/api/show", show, needs_model=False),
+    Route("POST", "/api/show", show, SHOW_FIELDS, needs_model=False),
     Route("GET", "/api/version", show_version),
 ), _error)

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from openhearth.server.dialects import completions
+from openhearth.server.dialects import completions, embeddings
 from openhearth.server.dialects.messages import read_messages
 from openhearth.server.dialects.openai_fields import (
     COMMON_FIELDS,
@@ -164,6 +164,7 @@ def _model(call: Call, name: str) -> dict[str, Any]:
 OPENAI = Dialect("openai", (
     Route("GET", "/v1/models", list_models),
     Route("GET", "/v1/models/{id:path}", show_model),
-    Route("POST", "/v1/chat/completions", chat),
-    Route("POST", "/v1/completions", completions.complete),
+    Route("POST", "/v1/chat/completions", chat, CHAT_FIELDS),
+    Route("POST", "/v1/completions", completions.complete, completions.FIELDS),
+    Route("POST", "/v1/embeddings", embeddings.create, embeddings.FIELDS),
 ), error_document)

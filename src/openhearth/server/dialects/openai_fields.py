@@ -15,10 +15,9 @@ from openhearth.server.fields import (
     Field,
     flag,
     logit_bias,
-    mapping,
     not_applicable,
     number,
-    read_fields,
+    object_of,
     stop_texts,
     text,
     whole,
@@ -32,10 +31,15 @@ MAX_LOGPROBS = 20
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
              "repetition_penalty", "logit_bias")
 
+STREAM_OPTIONS_FIELDS = (
+    Field("include_usage", "one more chunk with `usage` and no choices, before `[DONE]`", flag),
+    not_applicable("include_obfuscation", "pads chunks against eavesdroppers; use TLS"),
+)
+
 COMMON_FIELDS = (
     Field("model", "a served model, or an adapter", text),
     Field("stream", "answer in server-sent events", flag),
-    Field("stream_options", "with `stream`; see below", mapping),
+    Field("stream_options", "with `stream`; see below", object_of(STREAM_OPTIONS_FIELDS)),
     Field("n", f"1 to {Limits.max_n} answers, which share the prompt's computation", whole(1, Limits.max_n)),
     Field("seed", "same request, same seed, same weights: same tokens and log-probabilities, under any load",
           whole(-2**63, 2**63 - 1)),
@@ -52,12 +56,6 @@ COMMON_FIELDS = (
     not_applicable("user", "names an end user to OpenAI; nobody is told here"),
 )
 
-STREAM_OPTIONS_FIELDS = (
-    Field("include_usage", "one more chunk with `usage` and no choices, before `[DONE]`", flag),
-    not_applicable("include_obfuscation", "pads chunks against eavesdroppers; use TLS"),
-)
-
-
 def sampling_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of `engine.Sampling` that a request gave."""
     return {name: values[name] for name in _SAMPLING if name in values}
@@ -70,8 +68,7 @@ def include_usage(values: Mapping[str, Any]) -> bool:
     if not values.get("stream", False):
         raise Refusal("`stream_options` is given without `stream`", field="stream_options",
                       hint="stream: true")
-    options = read_fields(STREAM_OPTIONS_FIELDS, values["stream_options"], "stream_options")
-    return options.get("include_usage", False)
+    return values["stream_options"].get("include_usage", False)
 
 
 def max_tokens_of(values: Mapping[str, Any]) -> int | None:

@@ -12,9 +12,21 @@ from openhearth.server.dialects.openai_fields import error_document
 from openhearth.server.dialects.tokens import plain_text
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Dialect, Route
-from openhearth.server.fields import Field, array, flag, mapping, read_fields, refused, require, text, wrong
+from openhearth.server.fields import (
+    Field,
+    array,
+    flag,
+    mapping,
+    read_fields,
+    refused,
+    require,
+    shaped,
+    text,
+    wrong,
+)
 
 
+@shaped({"type": "array", "items": {"type": "integer", "minimum": 0}})
 def _token_ids(name: str, value: Any) -> list[int]:
     if not all(type(one) is int for one in array(name, value)):
         raise wrong(name, value, "token ids")
@@ -71,6 +83,6 @@ async def detokenize(call: Call) -> dict[str, str]:
 
 
 TOKENIZING = Dialect("tokenizing", (
-    Route("POST", "/tokenize", tokenize),
-    Route("POST", "/detokenize", detokenize),
+    Route("POST", "/tokenize", tokenize, TOKENIZE_FIELDS),
+    Route("POST", "/detokenize", detokenize, DETOKENIZE_FIELDS),
 ), error_document)
