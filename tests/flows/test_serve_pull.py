@@ -10,7 +10,7 @@ from support.serving import config_of, serving
 from support.tiny import build_gguf
 
 from openhearth import hub
-from openhearth.server import Keys
+from openhearth.accounts import Key, Keys, hash_secret
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_client_that_leaves_ends_the_transfer_and_the_next_one_goes_on(client,
 
 
 def test_only_admins_pull_where_there_are_keys_and_nobody_offline(tiny_folder, tmp_path):
-    keys = Keys({"alice": hashlib.sha256(b"alice").hexdigest()})
+    keys = Keys([Key("alice", hash_secret("alice"))])
     with serving(tiny_folder, tmp_path, keys=keys) as running:
         reply = httpx.post(running.url + "/api/pull", json={"model": "a/b"}, headers={"x-api-key": "alice"})
         assert reply.status_code == 403 and "admin" in reply.json()["error"]

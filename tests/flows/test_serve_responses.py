@@ -1,7 +1,6 @@
 """The Responses API by the official client, over a real socket."""
 
 import asyncio
-import hashlib
 import json
 
 import httpx
@@ -10,7 +9,8 @@ import pytest
 from openai.types import responses as types
 from support.serving import serving
 
-from openhearth.server import Keys, ResponseStore
+from openhearth.accounts import Key, Keys, hash_secret
+from openhearth.server import ResponseStore
 
 ASK = {"model": "tiny", "input": "the quick brown fox"}
 GREEDY = {"temperature": 0, "max_output_tokens": 12}
@@ -215,7 +215,7 @@ def test_a_response_that_fails_on_the_way_says_so(running, client):
 
 
 def test_responses_belong_to_the_key_that_made_them_and_outlive_the_server(tiny_folder, tmp_path):
-    keys = Keys({name: hashlib.sha256(name.encode()).hexdigest() for name in ("alice", "bob")})
+    keys = Keys(Key(name, hash_secret(name)) for name in ("alice", "bob"))
     path = tmp_path / "responses.db"
 
     def client_of(running, key):

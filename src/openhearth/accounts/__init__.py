@@ -3,7 +3,7 @@
 from openhearth.accounts.database import path_of
 from openhearth.accounts.key_file import read_keys
 from openhearth.accounts.key_store import KeyStore
-from openhearth.accounts.keys import Key, KeyLimits, Keys
+from openhearth.accounts.keys import Key, KeyLimits, Keys, hash_secret
 from openhearth.accounts.metering import Meter
 from openhearth.accounts.usage import Totals, Usage, UsageStore
 
@@ -16,6 +16,7 @@ __all__ = [
     "Totals",
     "Usage",
     "UsageStore",
+    "hash_secret",
     "path_of",
     "read_keys",
 ]

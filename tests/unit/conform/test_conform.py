@@ -1,6 +1,5 @@
 """Checks of the wire: our own server passes, and a planted fault is found by the check that is for it."""
 
-import hashlib
 import itertools
 import json
 import re
@@ -10,6 +9,7 @@ from support.faulty import Faulty, canned_app
 from support.in_process import run_main
 from support.serving import offer_tiny, serving_app, serving_models
 
+from openhearth.accounts import Key, Keys, hash_secret
 from openhearth.conform import DIALECTS, conform
 from openhearth.conform import anthropic as a
 from openhearth.conform import ollama as l
@@ -18,7 +18,7 @@ from openhearth.conform import openai_more as m
 from openhearth.conform import tokenizing as t
 from openhearth.conform.running import run_check
 from openhearth.conform.wire import Peer
-from openhearth.server import Keys, Models
+from openhearth.server import Models
 
 KEY = "open-sesame"
 OPTIONAL = {m.a_tool_is_called, m.a_tool_call_is_streamed, m.a_schema_is_followed, m.json_is_answered,
@@ -41,7 +41,7 @@ def ours(tiny_folder, tmp_path_factory):
         return walls[0]
 
     models = Models(offer_tiny({"tiny": tiny_folder}, tmp_path_factory.mktemp("home")), memory_bytes=1 << 30)
-    keys = Keys({"us": hashlib.sha256(KEY.encode()).hexdigest()})
+    keys = Keys([Key("us", hash_secret(KEY))])
     with serving_models(models, keys=keys, around=around) as running:
         yield walls[0], running.url
 
