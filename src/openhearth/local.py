@@ -31,6 +31,8 @@ from openhearth.engine import (
     RequestTimings,
     Sampling,
     TokenEvent,
+    TokenMask,
+    grammar_mask,
 )
 from openhearth.errors import TemplateError, UsageError
 from openhearth.kernels import select
@@ -163,8 +165,9 @@ class LocalModel:
 
     Sampling arguments everywhere: temperature, top_k, top_p, min_p, repetition_penalty,
     presence_penalty, frequency_penalty, logit_bias, max_tokens, num_logprobs, token_mask as in
-    `engine.Sampling`; stop (strings); stop_token_ids (added to the model's own); seed (None draws
-    one and reports it). What is left out comes from `default_sampling`.
+    `engine.Sampling`; schema (a JSON schema that the answer follows); stop (strings); stop_token_ids
+    (added to the model's own); seed (None draws one and reports it). What is left out comes from
+    `default_sampling`.
     """
 
     def __init__(self, stored: hub.StoredModel, tokenizer: chat.Tokenizer,
@@ -183,6 +186,7 @@ class LocalModel:
         self.adapter = adapter
         self.adapter_name = None if adapter is None else _ADAPTER
         self.default_sampling = dict(default_sampling)
+        self._grammars = chat.Grammars(tokenizer)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
         self._abandoned: deque[int] = deque()
@@ -203,6 +207,10 @@ class LocalModel:
                                 why="it is a base model: it continues text, it does not hold conversations",
                                 hint=f"hearth run --raw {self.stored.name} \"Once upon a time\"")
         return chat.render(self.template, self.tokenizer, messages, **variables)
+
+    def follow(self, grammar: chat.GrammarText) -> Callable[[], TokenMask]:
+        """Return a `token_mask` that keeps answers inside a grammar. Raises: UsageError, Unsupported."""
+        return grammar_mask(self._grammars.compile(grammar).follow, self.spec.vocab_size)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **sampling: Any):
         """Continue a plain prompt, or several in one batch.
@@ -252,7 +260,9 @@ class LocalModel:
 
     def _open(self, prompt_token_ids: tuple[int, ...], n: int, *, stop: str | Sequence[str] = (),
               stop_token_ids: Sequence[int] = (), seed: int | None = None, max_tokens: int | None = None,
-              **sampling: Any) -> _Stream:
+              schema: Mapping[str, Any] | None = None, **sampling: Any) -> _Stream:
+        if schema is not None:
+            sampling["token_mask"] = self.follow(chat.schema_grammar(schema))
         seed = secrets.randbits(53) if seed is None else seed
         settings = {**self.default_sampling, **{k: v for k, v in sampling.items() if v is not None}}
         try:

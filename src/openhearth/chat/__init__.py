@@ -2,6 +2,14 @@
 
 from openhearth.chat.budget import TemplateLimits
 from openhearth.chat.export import tokenizer_files
+from openhearth.chat.grammar import (
+    Grammars,
+    GrammarText,
+    choice_grammar,
+    lark_grammar,
+    regex_grammar,
+    schema_grammar,
+)
 from openhearth.chat.load import load_tokenizer
 from openhearth.chat.render import RenderedChat, render
 from openhearth.chat.stops import StopStrings
@@ -11,14 +19,20 @@ from openhearth.chat.tokenizer import Marks, Tokenizer
 
 __all__ = [
     "ChatTemplate",
+    "GrammarText",
+    "Grammars",
     "Marks",
     "RenderedChat",
     "StopStrings",
     "TemplateLimits",
     "TextStream",
     "Tokenizer",
+    "choice_grammar",
+    "lark_grammar",
     "load_template",
     "load_tokenizer",
+    "regex_grammar",
     "render",
+    "schema_grammar",
     "tokenizer_files",
 ]
