@@ -64,12 +64,39 @@ def regex_grammar(pattern: str) -> GrammarText:
 
 def lark_grammar(text: str) -> GrammarText:
     """Return a grammar in llguidance's variant of Lark. Raises: UsageError over a limit."""
-    return _one("grammar", {"lark_grammar": text})
+    return lark_text("grammar", text)
 
 
 def choice_grammar(choices: Sequence[str]) -> GrammarText:
     """Return the grammar of one of some texts. Raises: UsageError over a limit."""
     return lark_grammar("start: " + " | ".join(quoted(choice) for choice in choices))
+
+
+def lark_text(kind: str, text: str) -> GrammarText:
+    """Return a Lark grammar; kind: what an error calls it. Raises: UsageError over a limit."""
+    return _one(kind, {"lark_grammar": text})
+
+
+def after_thought(grammar: GrammarText, opened: str, closed: str, tokenizer: Tokenizer, *,
+                  is_inside: bool) -> GrammarText:
+    """Return a grammar that begins after a thought. is_inside: the thought has begun; else it may.
+
+    The thought itself is any text; the answer cannot end in it.
+    """
+    first, *others = json.loads(grammar.grammars)
+    lines = ["start: thought SPACE answer" if is_inside else "start: (opened thought SPACE)? answer",
+             "answer: @answer", r"SPACE: /[\x20\n]{0,8}/", f"opened: {mark(tokenizer, opened)}"]
+    if closed in tokenizer.control_tokens:
+        lines.append(f"thought: /(?s:.*)/ {mark(tokenizer, closed)}")
+    else:
+        lines.append(f"thought[lazy]: /(?s:.*)/ {quoted(closed)}")
+    return GrammarText(json.dumps([{"lark_grammar": "\n".join(lines)}, {**first, "name": "answer"}, *others]))
+
+
+def mark(tokenizer: Tokenizer, text: str) -> str:
+    """Return a text as a grammar writes it; a control token can come out as nothing but itself."""
+    token_id = tokenizer.control_tokens.get(text)
+    return quoted(text) if token_id is None else f"<[{token_id}]>"
 
 
 def quoted(text: str) -> str:
