@@ -186,7 +186,7 @@ class LocalModel:
         self.adapter = adapter
         self.adapter_name = None if adapter is None else _ADAPTER
         self.default_sampling = dict(default_sampling)
-        self._grammars = chat.Grammars(tokenizer)
+        self.grammars = chat.Grammars(tokenizer)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
         self._abandoned: deque[int] = deque()
@@ -210,7 +210,7 @@ class LocalModel:
 
     def follow(self, grammar: chat.GrammarText) -> Callable[[], TokenMask]:
         """Return a `token_mask` that keeps answers inside a grammar. Raises: UsageError, Unsupported."""
-        return grammar_mask(self._grammars.compile(grammar).follow, self.spec.vocab_size)
+        return grammar_mask(self.grammars.compile(grammar).follow, self.spec.vocab_size)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **sampling: Any):
         """Continue a plain prompt, or several in one batch.
@@ -320,12 +320,13 @@ class LocalModel:
 class CompletionText:
     """Text and tokens of one completion while it grows.
 
-    texts: what was safe to show, piece by piece. events: those that brought a token. finish_reason: None
-    until it ended. Example: ``CompletionText(tokenizer, ("END",)).add(event, stop_token_ids)``.
+    shown: control tokens that give text. texts: what was safe to show, piece by piece. events: those that
+    brought a token. finish_reason: None until it ended.
+    Example: ``CompletionText(tokenizer, ("END",)).add(event, stop_token_ids)``.
     """
 
-    def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...]) -> None:
-        self.stream = chat.TextStream(tokenizer)
+    def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...], shown: Sequence[str] = ()) -> None:
+        self.stream = chat.TextStream(tokenizer, shown=shown)
         self.stops = chat.StopStrings(stops)
         self.texts: list[str] = []
         self.events: list[TokenEvent] = []

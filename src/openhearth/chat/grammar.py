@@ -83,14 +83,20 @@ def after_thought(grammar: GrammarText, opened: str, closed: str, tokenizer: Tok
 
     The thought itself is any text; the answer cannot end in it.
     """
-    first, *others = json.loads(grammar.grammars)
     lines = ["start: thought SPACE answer" if is_inside else "start: (opened thought SPACE)? answer",
-             "answer: @answer", r"SPACE: /[\x20\n]{0,8}/", f"opened: {mark(tokenizer, opened)}"]
+             r"SPACE: /[\x20\n]{0,8}/", f"opened: {mark(tokenizer, opened)}"]
     if closed in tokenizer.control_tokens:
         lines.append(f"thought: /(?s:.*)/ {mark(tokenizer, closed)}")
     else:
         lines.append(f"thought[lazy]: /(?s:.*)/ {quoted(closed)}")
-    return GrammarText(json.dumps([{"lark_grammar": "\n".join(lines)}, {**first, "name": "answer"}, *others]))
+    return either("grammar", "\n".join(lines), grammar)
+
+
+def either(kind: str, text: str, answer: GrammarText) -> GrammarText:
+    """Return a Lark grammar in which `answer` is another grammar. Raises: UsageError over a limit."""
+    first, *others = json.loads(answer.grammars)
+    outer = json.loads(lark_text(kind, f"{text}\nanswer: @answer{len(others)}").grammars)
+    return GrammarText(json.dumps([*outer, {**first, "name": f"answer{len(others)}"}, *others]))
 
 
 def mark(tokenizer: Tokenizer, text: str) -> str:

@@ -80,8 +80,8 @@ def token_bytes_of(decoder_state: bytes | None) -> tuple[Callable[[str], bytes] 
 class TextStream:
     """Decodes a growing list of token ids.
 
-    skip_special: control tokens give no text, but for those shown. Example: ``s = TextStream(t); text = s.push(5) +
-    s.push(9) + s.finish()`` equals ``t.decode([5, 9])``.
+    skip_special: control tokens give no text, but for those shown. Example: ``s = TextStream(t); text =
+    s.push(5) + s.push(9) + s.finish()`` equals ``t.decode([5, 9])``.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True,

@@ -8,10 +8,13 @@ Does not: look for marks after the first word of an answer; there they are words
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import Enum
 
+from openhearth.chat.grammar import Follower
 from openhearth.chat.pieces import AnswerPiece, find_first
 from openhearth.chat.template import ChatTemplate
+from openhearth.chat.text_stream import TextStream
 from openhearth.chat.tokenizer import Tokenizer
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -101,3 +104,32 @@ class ThinkingSplit:
 
 def _piece(kind: str, text: str) -> list[AnswerPiece]:
     return [AnswerPiece(kind, text)] if text else []
+
+
+class ThoughtLimit:
+    """Follows a grammar, or none, and closes a thought that has gone on for some tokens.
+
+    The tokens that close it are the only ones allowed then, one after another. follow: of the grammar.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, start: Thinking, most: int,
+                 follow: Callable[[], Follower] | None) -> None:
+        self._split, self._most = ThinkingSplit(start), most
+        self._text = TextStream(tokenizer, shown=(OPEN, CLOSE))
+        self._closing = tokenizer.encode(f"\n{CLOSE}\n\n", parse_control=True)
+        self._inner = None if follow is None else follow()
+        self._num_seen, self._has_closed = 0, False
+
+    def allowed(self, token_ids: Sequence[int]) -> bytes | None:
+        """Return the tokens that may follow, as `grammar.Follower.allowed`; None for all."""
+        for token_id in token_ids[self._num_seen:]:
+            self._split.push(self._text.push(token_id))
+            if self._has_closed and self._closing:
+                self._closing.pop(0)
+        self._num_seen = len(token_ids)
+        if len(token_ids) >= self._most and self._split.is_thinking:
+            self._has_closed = True
+        if self._has_closed and self._closing:
+            only = self._closing[0]
+            return (1 << only).to_bytes(only // 8 + 1, "little")
+        return None if self._inner is None else self._inner.allowed(token_ids)

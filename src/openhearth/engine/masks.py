@@ -20,8 +20,8 @@ from openhearth.engine.records import TokenMask
 class Follower(Protocol):
     """How far one completion has come in its grammar."""
 
-    def allowed(self, token_ids: Sequence[int]) -> bytes:
-        """Return the tokens that may follow a completion so far, one bit each, the lowest bit first."""
+    def allowed(self, token_ids: Sequence[int]) -> bytes | None:
+        """Return the tokens that may follow, one bit each, the lowest bit first; None for all."""
 
 
 def grammar_mask(follow: Callable[[], Follower], vocab_size: int) -> Callable[[], TokenMask]:
@@ -32,8 +32,11 @@ def grammar_mask(follow: Callable[[], Follower], vocab_size: int) -> Callable[[]
     def begin() -> TokenMask:
         follower = follow()
 
-        def mask(token_ids: Sequence[int]) -> Tensor:
-            bits = np.frombuffer(follower.allowed(token_ids), dtype=np.uint8)
+        def mask(token_ids: Sequence[int]) -> Tensor | None:
+            allowed = follower.allowed(token_ids)
+            if allowed is None:
+                return None
+            bits = np.frombuffer(allowed, dtype=np.uint8)
             return torch.from_numpy(np.unpackbits(bits, count=vocab_size, bitorder="little").view(np.bool_))
 
         return mask

@@ -55,7 +55,10 @@ class ToolFormat:
                                     _SEPARATOR)))
 
 
-_NAME = r"(?P<name>[A-Za-z0-9_.:-]{1,128})"
+NAME = r"[A-Za-z0-9_.:-]{1,128}"
+"""Names that can stand in every format, as a regular expression."""
+
+_NAME = rf"(?P<name>{NAME})"
 
 FORMATS = {one.name: one for one in (
     ToolFormat(
@@ -107,7 +110,3 @@ def find_format(template: ChatTemplate | None, tokenizer: Tokenizer) -> ToolForm
         return FORMATS["llama3"]
     return FORMATS["hermes"]
 
-
-def plain_names(names: list[str]) -> bool:
-    """Return whether names can stand in every format: letters, digits, `_`, `.`, `:` and `-`."""
-    return all(re.fullmatch(_NAME, name) for name in names)

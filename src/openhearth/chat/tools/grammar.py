@@ -9,18 +9,18 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openhearth.chat.grammar import GrammarText, lark_text, mark, quoted, with_options
+from openhearth.chat.grammar import GrammarText, either, lark_text, mark, quoted, with_options
 from openhearth.chat.tokenizer import Tokenizer
 from openhearth.chat.tools.formats import ToolFormat
 
 
 def call_grammar(form: ToolFormat, tokenizer: Tokenizer, schemas: Mapping[str, Mapping[str, Any]], *,
-                 is_required: bool, is_parallel: bool) -> GrammarText:
+                 is_required: bool, is_parallel: bool, otherwise: GrammarText | None = None) -> GrammarText:
     """Return the grammar of an answer that calls tools.
 
     schemas: name -> JSON schema of its arguments. is_required: the answer is calls and nothing else;
     otherwise it is text, and what begins like a call is one. is_parallel: of one call or more, otherwise
-    of one.
+    of one. otherwise: the answer is calls, or follows this grammar.
     Raises: UsageError for schemas over a limit.
     """
     def written(texts: Sequence[str]) -> str:
@@ -34,6 +34,8 @@ def call_grammar(form: ToolFormat, tokenizer: Tokenizer, schemas: Mapping[str, M
     lines = ["function: " + "\n  | ".join(functions), f"call: {call}",
              f"calls: {written(form.opening)} call {more} {written(form.closing)}"]
     trigger = form.triggers[0]
+    if otherwise is not None:
+        return either("tools", "\n".join(["start: calls | answer", *lines]), otherwise)
     if is_required:
         lines.append("start: calls")
     elif form.may_begin_bare:
