@@ -31,6 +31,8 @@ from openhearth.engine import (
     RequestTimings,
     Sampling,
     TokenEvent,
+    TokenMask,
+    grammar_mask,
 )
 from openhearth.errors import TemplateError, UsageError
 from openhearth.kernels import select
@@ -168,8 +170,9 @@ class LocalModel:
 
     Sampling arguments everywhere: temperature, top_k, top_p, min_p, repetition_penalty,
     presence_penalty, frequency_penalty, logit_bias, max_tokens, num_logprobs, token_mask as in
-    `engine.Sampling`; stop (strings); stop_token_ids (added to the model's own); seed (None draws
-    one and reports it). What is left out comes from `default_sampling`.
+    `engine.Sampling`; schema (a JSON schema that the answer follows); stop (strings); stop_token_ids
+    (added to the model's own); seed (None draws one and reports it). What is left out comes from
+    `default_sampling`.
     """
 
     def __init__(self, stored: hub.StoredModel, tokenizer: chat.Tokenizer,
@@ -188,6 +191,7 @@ class LocalModel:
         self.adapter = adapter
         self.adapter_name = None if adapter is None else _ADAPTER
         self.default_sampling = dict(default_sampling)
+        self.grammars = chat.Grammars(tokenizer)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
         self._abandoned: deque[int] = deque()
@@ -208,6 +212,10 @@ class LocalModel:
                                 why="it is a base model: it continues text, it does not hold conversations",
                                 hint=f"hearth run --raw {self.stored.name} \"Once upon a time\"")
         return chat.render(self.template, self.tokenizer, messages, **variables)
+
+    def follow(self, grammar: chat.GrammarText) -> Callable[[], TokenMask]:
+        """Return a `token_mask` that keeps answers inside a grammar. Raises: UsageError, Unsupported."""
+        return grammar_mask(self.grammars.compile(grammar).follow, self.spec.vocab_size)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **sampling: Any):
         """Continue a plain prompt, or several in one batch.
@@ -257,7 +265,9 @@ class LocalModel:
 
     def _open(self, prompt_token_ids: tuple[int, ...], n: int, *, stop: str | Sequence[str] = (),
               stop_token_ids: Sequence[int] = (), seed: int | None = None, max_tokens: int | None = None,
-              **sampling: Any) -> _Stream:
+              schema: Mapping[str, Any] | None = None, **sampling: Any) -> _Stream:
+        if schema is not None:
+            sampling["token_mask"] = self.follow(chat.schema_grammar(schema))
         seed = secrets.randbits(53) if seed is None else seed
         settings = {**self.default_sampling, **{k: v for k, v in sampling.items() if v is not None}}
         try:
@@ -315,12 +325,13 @@ class LocalModel:
 class CompletionText:
     """Text and tokens of one completion while it grows.
 
-    texts: what was safe to show, piece by piece. events: those that brought a token. finish_reason: None
-    until it ended. Example: ``CompletionText(tokenizer, ("END",)).add(event, stop_token_ids)``.
+    shown: control tokens that give text. texts: what was safe to show, piece by piece. events: those that
+    brought a token. finish_reason: None until it ended.
+    Example: ``CompletionText(tokenizer, ("END",)).add(event, stop_token_ids)``.
     """
 
-    def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...]) -> None:
-        self.stream = chat.TextStream(tokenizer)
+    def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...], shown: Sequence[str] = ()) -> None:
+        self.stream = chat.TextStream(tokenizer, shown=shown)
         self.stops = chat.StopStrings(stops)
         self.texts: list[str] = []
         self.events: list[TokenEvent] = []

@@ -8,6 +8,8 @@ import pytest
 from openhearth.config import Config
 from openhearth.server.dialects import (
     DIALECTS,
+    anthropic,
+    anthropic_blocks,
     messages,
     ollama,
     openai_fields,
@@ -15,6 +17,7 @@ from openhearth.server.dialects import (
     response_fields,
     response_items,
     responses_dialect,
+    tools,
 )
 from openhearth.server.fields import describe
 from openhearth.server.response_store import ResponseStore
@@ -26,7 +29,16 @@ TABLES = {
     "a message": messages.MESSAGE_FIELDS, "a part of a message": messages.PART_FIELDS,
     "an item": response_items.ITEM_FIELDS, "a part of an item": response_items.ITEM_PART_FIELDS,
     "text": response_fields.TEXT_FIELDS, "reasoning": response_fields.REASONING_FIELDS,
-    "stream_options of a response": response_fields.STREAM_OPTIONS_FIELDS,
+    "stream_options of a response": response_fields.STREAM_OPTIONS_FIELDS, "a tool": tools.TOOL_FIELDS,
+    "a function": tools.FUNCTION_FIELDS, "a tool call": tools.CALL_FIELDS,
+    "a called function": tools.CALLED_FIELDS, "response_format": tools.RESPONSE_FORMAT_FIELDS,
+    "json_schema": tools.SCHEMA_FIELDS, "structured_outputs": tools.STRUCTURED_FIELDS,
+    "an Anthropic tool": anthropic_blocks.TOOL_FIELDS,
+    "an Anthropic message": anthropic_blocks.MESSAGE_FIELDS,
+    "tool_use": anthropic_blocks.USE_FIELDS, "tool_result": anthropic_blocks.RESULT_FIELDS,
+    "thinking block": anthropic_blocks.THINKING_FIELDS, "Anthropic tool_choice": anthropic.CHOICE_FIELDS,
+    "Anthropic thinking": anthropic.THINKING_FIELDS, "output_config": anthropic.OUTPUT_FIELDS,
+    "output_config.format": anthropic.FORMAT_FIELDS,
 }
 for dialect in MADE:
     for route in dialect.routes:

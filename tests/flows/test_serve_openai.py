@@ -165,8 +165,9 @@ def test_control_tokens_in_what_users_say_stay_text(client, oracle):
 
 
 REFUSED = [
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
+    ({"extra_body": {"guided_regex": "a+"}}, "guided_regex"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"store": True}, "store"), ({"metadata": {"a": "b"}}, "metadata"),
     ({"modalities": ["text", "audio"]}, "modalities"), ({"verbosity": "low"}, "verbosity"),
@@ -180,7 +181,8 @@ REFUSED = [
     ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"stream_options": {"include_usage": True}}, "stream_options"), ({"messages": []}, "messages"),
-    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages[0].role"),
+    ({"messages": [{"role": "function", "content": "x", "name": "y"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "messages[0].tool_call_id"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
      "messages[0].content[0]"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),

@@ -347,6 +347,9 @@ class Engine:
         if sampling.token_mask is not None:
             try:
                 mask = self._call_mask(sequence)
+            except HearthError as error:
+                self._fail(sequence, error)
+                return None
             except Exception as error:
                 self._fail(sequence, UsageError(f"the token mask of request {sequence.request_id} failed",
                                                 why=f"{type(error).__name__}: {error}"))
@@ -354,7 +357,9 @@ class Engine:
         return Row(sampling, sequence.index, sequence.num_completion, sequence.counts, mask)
 
     def _call_mask(self, sequence: Running) -> Tensor | None:
-        mask = sequence.sampling.token_mask(tuple(sequence.token_ids[sequence.num_prompt:]))
+        if sequence.mask is None:
+            sequence.mask = sequence.sampling.token_mask()
+        mask = sequence.mask(tuple(sequence.token_ids[sequence.num_prompt:]))
         if mask is None:
             return None
         expected = (self.model.spec.vocab_size,)

@@ -6,7 +6,7 @@ from array import array
 from dataclasses import dataclass, field
 
 from openhearth.engine.reading import Reader
-from openhearth.engine.records import Sampling
+from openhearth.engine.records import Sampling, TokenMask
 from openhearth.kernels.sampling import TokenCounts
 
 
@@ -21,7 +21,8 @@ class Sequence:
     followers: the request's other completions, which wait to share this one's prompt.
     adapter_slot: of the adapter its rows take, None for none; root: what its page names begin with, which
     tells adapters apart. reader: takes the prompt's hidden states, of which it has had num_read; such a
-    sequence computes all of them, and leaves the prefix cache alone.
+    sequence computes all of them, and leaves the prefix cache alone. mask: its token mask, made when the
+    first token is drawn.
     """
 
     request_id: int
@@ -42,6 +43,7 @@ class Sequence:
     root: bytes = b""
     reader: Reader | None = None
     num_read: int = 0
+    mask: TokenMask | None = None
 
     @property
     def num_pending(self) -> int:

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from openhearth.engine import Engine, Request, Sampling
+from openhearth.chat import GrammarText, Reading
+from openhearth.engine import Engine, Request, Sampling, TokenMask
 from openhearth.local import LocalModel
 from openhearth.models.adapter_files import StoredAdapter
+from openhearth.server.asking import Answering, Asked, named, prepare
 from openhearth.server.engine_thread import EngineThread
 from openhearth.server.errors import Refusal
 from openhearth.server.generation import Generation, Job
 
 _RESERVED = frozenset({"self", "template", "tokenizer", "messages", "tools", "add_generation_prompt", "now",
                        "template_name"})
+
+
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Refuse variables for the template that the server sets. Raises: Refusal."""
+    taken = sorted(_RESERVED & set(variables))
+    if taken:
+        raise Refusal(f"`chat_template_kwargs` has `{taken[0]}`", field="chat_template_kwargs",
+                      why="the server sets it")
 
 
 @dataclass(frozen=True)
@@ -125,10 +135,7 @@ class Served:
         variables: for the template. prefill: how the assistant's turn begins. Nothing in messages can become
         a control token. Raises: Refusal, TemplateError, UsageError.
         """
-        taken = sorted(_RESERVED & set(variables or ()))
-        if taken:
-            raise Refusal(f"`chat_template_kwargs` has `{taken[0]}`", field="chat_template_kwargs",
-                          why="the server sets it")
+        check_variables(variables or {})
 
         def work() -> tuple[int, ...]:
             rendered = self.model.render(messages, **(variables or {})).token_ids
@@ -136,13 +143,23 @@ class Served:
 
         return await asyncio.to_thread(work)
 
+    async def prepare(self, messages: Sequence[Mapping[str, Any]], answering: Answering,
+                      variables: Mapping[str, Any] | None = None, *, prefill: str = "") -> Asked:
+        """As `render`, with what the answer has to be. Raises: as `asking.prepare`, Refusal."""
+        check_variables(variables or {})
+        return await prepare(self.model, messages, answering, variables or {}, prefill=prefill)
+
+    async def follow(self, grammar: GrammarText, field: str) -> Callable[[], TokenMask]:
+        """Return a token mask that keeps answers inside a field's grammar. Raises: Refusal, Unsupported."""
+        return await asyncio.to_thread(named, field, lambda: self.model.follow(grammar))
+
     async def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a plain prompt, with BOS where the tokenizer adds one."""
         return await asyncio.to_thread(self.model.encode_prompt, text)
 
     def job(self, prompt_token_ids: Sequence[int], *, adapter: str | None, settings: Mapping[str, Any],
             max_tokens: int | None = None, n: int = 1, seed: int | None = None,
-            stops: Sequence[str] = (), cache_salt: str = "") -> Job:
+            stops: Sequence[str] = (), cache_salt: str = "", reading: Reading = Reading()) -> Job:
         """Return what to ask the engine for. settings: as in `engine.Sampling`; the model's own for the rest.
 
         max_tokens: None is all that fits the context. seed: None draws one. Raises: UsageError.
@@ -153,7 +170,7 @@ class Served:
                             max_tokens=room if max_tokens is None else max_tokens,
                             stop_token_ids=self.model.tokenizer.stop_token_ids)
         return Job(Request(tuple(prompt_token_ids), sampling, n=n, adapter=adapter, cache_salt=cache_salt),
-                   tuple(stops))
+                   tuple(stops), reading)
 
     async def open(self, job: Job, stack: AsyncExitStack) -> Generation:
         """Put a job into the line; it ends with the stack at the latest.

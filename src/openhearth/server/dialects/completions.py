@@ -106,14 +106,17 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
         raise Refusal("`max_tokens` is `0` without `echo`", field="max_tokens", hint="max_tokens: 16")
     num_logprobs, with_usage = values.get("logprobs"), include_usage(values)
     call.note(model=values["model"])
+    settings = {**sampling_settings(values), "num_logprobs": num_logprobs or 0}
+    if "structured_outputs" in values:
+        settings["token_mask"] = await served.follow(values["structured_outputs"], "structured_outputs")
     prompts = [await served.encode(prompt) if isinstance(prompt, str) else prompt
                for prompt in values["prompt"]]
     if not max_tokens:
         call.count_prompt(adapter or served.name, sum(map(len, prompts)))
     # All at once: prompts of one request share steps.
     generations = [await call.open(served.job(
-        prompt, adapter=adapter, settings={**sampling_settings(values), "num_logprobs": num_logprobs or 0},
-        max_tokens=max_tokens, n=values.get("n", 1), seed=values.get("seed"), stops=values.get("stop", ()),
+        prompt, adapter=adapter, settings=settings, max_tokens=max_tokens, n=values.get("n", 1),
+        seed=values.get("seed"), stops=values.get("stop", ()),
         cache_salt=call.cache_salt)) for prompt in prompts] if max_tokens else []
     echoed = [await _echo(call, prompt, num_logprobs, adapter) for prompt in prompts] if does_echo else []
     texts = [prompt if isinstance(prompt, str) else served.model.tokenizer.decode(prompt)

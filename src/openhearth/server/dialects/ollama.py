@@ -3,7 +3,7 @@
 Wire format: read from ollama 0.6.3 (the Python client) and pinned by tests against it. Streams are lines of
 JSON; `stream` is on unless it is turned off.
 
-Does not: change models (`hearth pull` does), call tools, think, or read images; they are refused by name.
+Does not: change models (`hearth pull` does), call tools itself, or read images; these are refused by name.
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from openhearth.chat import AnswerPiece, Reading, ToolCall, whole_answer
 from openhearth.errors import HearthError
+from openhearth.server.asking import Answering, Asked
 from openhearth.server.dialects.messages import MESSAGE_FIELDS, read_messages
 from openhearth.server.dialects.ollama_models import describe, describe_loaded, model_facts
 from openhearth.server.dialects.tokens import token_records
+from openhearth.server.dialects.tools import arguments_of, read_format, read_tools
 from openhearth.server.errors import Refusal, sentence
 from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
 from openhearth.server.fields import (
@@ -103,15 +107,17 @@ COMMON_FIELDS = (
           whole(0, MAX_LOGPROBS)),
     Field("keep_alive", "unused for so long the model is unloaded; negative, or left out: it stays until "
           "another one needs the memory; `0` unloads it after this answer", _keep_alive),
-    Field("think", "`false` tells the template not to think; others are refused: thinking is not split from "
-          "the answer in this version", one_of(False)),
-    refused("format", "schemas are not in this version", ""),
+    Field("think", "`false` tells the template not to think, `true` to think; `low`, `medium` and `high` go "
+          "to templates that have `reasoning_effort`. Refused where the template has no switch",
+          one_of(False, True, "low", "medium", "high")),
+    Field("format", "`json`, or a JSON schema that the answer follows", read_format),
 )
 
 CHAT_FIELDS = (
-    Field("messages", "text of `system`, `user` and `assistant`; an empty list does nothing", _messages),
+    Field("messages", "text of `system`, `user` and `assistant`, tool calls and their results; an empty list "
+          "does nothing", _messages),
     *COMMON_FIELDS,
-    refused("tools", "tool calls are not in this version", []),
+    Field("tools", "functions that the model may call, up to 128", read_tools),
 )
 
 GENERATE_FIELDS = (
@@ -145,8 +151,14 @@ async def chat(call: Call) -> Stream | dict[str, Any]:
     require(values, "model")
     messages = values.get("messages", [])
 
-    def shown(piece: str) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": piece}}
+    def shown(content: str, thinking: str = "", calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": content}
+        if thinking:
+            message["thinking"] = thinking
+        if calls:
+            message["tool_calls"] = [{"function": {"name": one.name, "arguments": arguments_of(one)}}
+                                     for one in calls]
+        return {"message": message}
 
     return await _answer(call, values, messages, shown)
 
@@ -165,15 +177,15 @@ async def generate(call: Call) -> Stream | dict[str, Any]:
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
 
-    def shown(piece: str) -> dict[str, Any]:
-        return {"response": piece}
+    def shown(content: str, thinking: str = "", calls: Sequence[ToolCall] = ()) -> dict[str, Any]:
+        return {"response": content, **({"thinking": thinking} if thinking else {})}
 
     return await _answer(call, values, messages, shown)
 
 
 async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str,
-                  shown: Any) -> Stream | dict[str, Any]:
-    """Answer a conversation or a raw text. shown: what holds a piece of the answer."""
+                  shown: Callable[..., dict[str, Any]]) -> Stream | dict[str, Any]:
+    """Answer a conversation or a raw text. shown: (content, thinking, calls) -> what holds them."""
     served, started = call.served, time.perf_counter() - call.load_s
     adapter = served.adapter_of(values["model"])
     options = options_of(call, values)
@@ -189,12 +201,12 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     if not prompt:
         reason = "unload" if keep_alive_s == 0 else "load"
         return {**_head(values["model"]), **shown(""), "done": True, "done_reason": reason}
-    variables = {"enable_thinking": False, "thinking": False} if "think" in values else {}
-    token_ids = await (served.encode(prompt) if isinstance(prompt, str) else served.render(prompt, variables))
+    asked = await _ask(call, values, prompt)
     settings = {ours: options[theirs] for theirs, ours in _OURS.items() if theirs in options}
     num_predict = options.get("num_predict", -1)
     generation = await call.open(served.job(
-        token_ids, adapter=adapter, settings={**settings, "num_logprobs": num_logprobs},
+        asked.token_ids, adapter=adapter, reading=asked.reading,
+        settings={**settings, "num_logprobs": num_logprobs, "token_mask": asked.token_mask},
         max_tokens=num_predict if num_predict > 0 else None, seed=options.get("seed"),
         stops=options.get("stop", ()), cache_salt=call.cache_salt))
 
@@ -202,12 +214,14 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
         return {"logprobs": token_records(served.model.tokenizer, events)} if has_logprobs else {}
 
     async def lines() -> AsyncIterator[bytes]:
+        calls = _WholeCalls()
         async for part in generation.parts():
             if part is None:
                 continue
             head = _head(values["model"])
-            if part.text or part.events:
-                yield _line({**head, **shown(part.text), **logprobs(part.events), "done": False})
+            answer = calls.add(part.pieces, is_last=part.finish_reason is not None)
+            if any(answer) or (has_logprobs and part.events):
+                yield _line({**head, **shown(*answer), **logprobs(part.events), "done": False})
             if part.finish_reason is not None:
                 yield _line({**head, **shown(""), **_end(call, generation, part.finish_reason, started)})
         call.note_generation(generation)
@@ -216,7 +230,8 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
         return Stream("application/x-ndjson", lines(), _stream_error)
     choice = (await generation.collect())[0]
     call.note_generation(generation)
-    return {**_head(values["model"]), **shown(choice.text), **logprobs(choice.events),
+    answer = (choice.answer.content, choice.answer.reasoning, choice.answer.calls)
+    return {**_head(values["model"]), **shown(*answer), **logprobs(choice.events),
             **_end(call, generation, choice.finish_reason, started)}
 
 
@@ -228,6 +243,41 @@ def options_of(call: Call, values: Mapping[str, Any]) -> dict[str, Any]:
         raise Refusal(f"`options.num_ctx` is `{options['num_ctx']}`", field="options.num_ctx",
                       why=f"the server has a context of {context} tokens", hint="hearth serve --context")
     return options
+
+
+async def _ask(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str) -> Asked:
+    """Return the prompt of a request and how its answer is read. Raises: as `Served.prepare`."""
+    grammar, think = values.get("format"), values.get("think")
+    if isinstance(prompt, str):
+        if think is not None:
+            raise Refusal("`think` is given with `raw`", field="think", why="a raw prompt has no template")
+        mask = None if grammar is None else await call.served.follow(grammar, "format")
+        return Asked(await call.served.encode(prompt), Reading(), mask, None)
+    effort = {None: None, False: "none", True: "on"}.get(think, think)
+    return await call.served.prepare(prompt, Answering(
+        tools=values.get("tools", ()), grammar=grammar, grammar_field="format", effort=effort,
+        effort_field="think"))
+
+
+class _WholeCalls:
+    """Holds tool calls back until they are whole; clients of this dialect read no part of one."""
+
+    def __init__(self) -> None:
+        self._open: list[AnswerPiece] = []
+
+    def add(self, pieces: Sequence[AnswerPiece], *, is_last: bool) -> tuple[str, str, tuple[ToolCall, ...]]:
+        """Return content, thinking and the calls that are whole now: another piece follows, or none does."""
+        ready: list[AnswerPiece] = []
+        for piece in pieces:
+            if piece.kind != "arguments":
+                ready += self._open
+                self._open = []
+            (self._open if piece.kind in ("call", "arguments") else ready).append(piece)
+        if is_last:
+            ready, self._open = ready + self._open, []
+        first = min((piece.call for piece in ready if piece.kind == "call"), default=0)
+        found = whole_answer(replace(piece, call=max(piece.call - first, 0)) for piece in ready)
+        return found.content, found.reasoning, found.calls
 
 
 def _head(model: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openhearth.errors import HearthError
+from openhearth.server.dialects.tools import read_structured
 from openhearth.server.errors import Refusal, sentence, status_and_code
 from openhearth.server.exchange import to_json
 from openhearth.server.fields import (
@@ -18,6 +19,7 @@ from openhearth.server.fields import (
     not_applicable,
     number,
     object_of,
+    refused,
     stop_texts,
     text,
     whole,
@@ -25,7 +27,6 @@ from openhearth.server.fields import (
 from openhearth.server.generation import Generation
 from openhearth.server.served import Limits
 
-LATER = "tool calls are not in this version"
 MAX_LOGPROBS = 20
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
@@ -53,6 +54,10 @@ COMMON_FIELDS = (
     Field("repetition_penalty", "above 1: tokens of prompt and answer are less likely (as in vLLM)",
           number(0.01, 100)),
     Field("logit_bias", "token id -> -100 to 100, added to its logit", logit_bias),
+    Field("structured_outputs", "`json`, `regex`, `choice`, `grammar` or `json_object`: what the answer "
+          "follows (as in vLLM)", read_structured),
+    *(refused(f"guided_{kind}", f"the older way; `structured_outputs.{kind}` is taken")
+      for kind in ("json", "regex", "choice", "grammar")),
     not_applicable("user", "names an end user to OpenAI; nobody is told here"),
 )
 
@@ -88,7 +93,8 @@ def usage_of(generations: Sequence[Generation], prompt_tokens: int = 0) -> dict[
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": 0}}
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(generation.reasoning_tokens for generation in generations)}}
 
 
 def to_event(value: Any) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openhearth.server.dialects.openai_fields import COMMON_FIELDS, LATER, MAX_LOGPROBS
+from openhearth.server.dialects.openai_fields import COMMON_FIELDS, MAX_LOGPROBS
 from openhearth.server.dialects.response_items import read_input
 from openhearth.server.fields import (
     Field,
@@ -27,6 +27,7 @@ from openhearth.server.fields import (
     wrong,
 )
 
+LATER = "tool calls are not in this version"
 LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
 

@@ -67,7 +67,7 @@ class Responses:
         if values.get("stream", False):
             return Stream("text/event-stream", writer.events(), writer.failure)
         choice = (await generation.collect())[0]
-        return await writer.finish(choice.text, choice.finish_reason, choice.events)
+        return await writer.finish(choice.answer.content, choice.finish_reason, choice.events)
 
     async def count(self, call: Call) -> dict[str, Any]:
         """`POST /v1/responses/input_tokens`."""
