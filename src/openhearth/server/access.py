@@ -25,9 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import RECORD, Dialect, Record, send_error
 from openhearth.server.keys import Keys
+from openhearth.server.page_files import PAGE_PREFIX
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-"""Served without a key: they say nothing about models or use."""
+"""Served without a key, as the files of the page are: they say nothing about models or use."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
@@ -84,7 +85,7 @@ class Access:
         """Raises: Refusal for a request that may not be served."""
         if self._keys is None:
             _check_is_local(headers)
-        elif path not in OPEN_PATHS:
+        elif path not in OPEN_PATHS and not path.startswith(PAGE_PREFIX):
             scheme, _, key = headers.get("authorization", "").partition(" ")
             key = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
             record.key_name = self._keys.find(key) if key else None

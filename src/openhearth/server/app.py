@@ -1,4 +1,4 @@
-"""The application: dialects' routes, health, and what surrounds them.
+"""The application: dialects' routes, health, the web page, and what surrounds them.
 
 Does not: load models, open sockets or handle signals (`running.py`).
 """
@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -20,6 +20,7 @@ from openhearth.server.dialects import DIALECTS, NOT_SERVED
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import RECORD, Call, Dialect, Endpoint, Route, send_error
 from openhearth.server.keys import Keys
+from openhearth.server.page_files import page_routes
 from openhearth.server.served import Served
 
 
@@ -40,7 +41,7 @@ def build_app(served: Served, *, keys: Keys | None = None, log: Log | None = Non
                   DIALECTS[0].error)
     routes = [StarletteRoute(route.path, Endpoint(served, dialect, route), methods=[route.method])
               for dialect in (own, *DIALECTS) for route in dialect.routes]
-    routes.append(StarletteRoute("/", _greet, methods=["GET"]))
+    routes += page_routes([route.path for route in routes], needs_key=keys is not None)
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
     return Access(app, keys=keys, dialect_of=dialect_of, log=log)
 
@@ -51,10 +52,6 @@ def dialect_of(path: str) -> Dialect:
     if path.startswith("/v1/messages"):
         return names["anthropic"]
     return names["ollama"] if path.startswith("/api/") else names["openai"]
-
-
-async def _greet(request: Request) -> Response:
-    return PlainTextResponse("openhearth is running\n")
 
 
 async def _health(call: Call) -> dict[str, str]:
