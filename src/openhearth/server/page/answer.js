@@ -12,8 +12,8 @@ export const STATES = {
 
 /** Return a message for an answer that begins. */
 export function newAnswer(settings) {
-  return { role: "assistant", content: "", reasoning: "", model: settings.model, state: "streaming", error: "",
-    tokens: [], timing: null };
+  return { role: "assistant", content: "", reasoning: "", model: settings.model, format: settings.format,
+    state: "streaming", error: "", tokens: [], timing: null };
 }
 
 /** Write an answer into `node` as it comes, calling `changed` after each piece. Ends without throwing. */

@@ -12,6 +12,7 @@ export class Chat {
   constructor(store, listener) {
     Object.assign(this, { store, listener, conversation: null });
     this.running = new Map(); // id of a conversation -> {conversation, node, controller}
+    this.removed = new Set();
     this.savedAt = 0;
   }
 
@@ -59,10 +60,12 @@ export class Chat {
     this.running.set(conversation.id, { conversation, node, controller });
     await this.#save(conversation);
     this.listener.changed();
+    this.listener.listed();
     await writeAnswer(node, conversation.settings, path, controller.signal, () => this.#grew(conversation, node));
     this.running.delete(conversation.id);
     await this.#save(conversation);
     if (this.conversation === conversation) this.listener.changed();
+    this.listener.listed();
   }
 
   #grew(conversation, node) {
@@ -82,9 +85,9 @@ export class Chat {
 
   /** Put another text beside a message, and answer it where it is the user's. */
   async edit(node, text) {
-    const { role, model } = node;
+    const { role, model, format } = node;
     const beside = role === "user" ? { role, content: text }
-      : { role, content: text, reasoning: "", model, state: "stop", error: "", tokens: [], timing: null };
+      : { role, content: text, reasoning: "", model, format, state: "stop", error: "", tokens: [], timing: null };
     const added = tree.addMessage(this.conversation, node.parent, beside);
     if (role === "user") await this.answer(added);
     else await this.#keep();
@@ -123,6 +126,7 @@ export class Chat {
 
   /** Delete a conversation; an answer that is being written for it ends. */
   async remove(id) {
+    this.removed.add(id);
     this.running.get(id)?.controller.abort();
     this.running.delete(id);
     await this.store.remove(id);
@@ -139,8 +143,8 @@ export class Chat {
   }
 
   async #save(conversation) {
+    if (this.removed.has(conversation.id)) return;
     this.savedAt = conversation.updated = Date.now();
     await this.store.put(conversation);
-    this.listener.listed();
   }
 }

@@ -61,12 +61,21 @@ class Page {
     }
     try {
       this.panel.offer(await listModels());
-      this.panel.show(this.chat.conversation.settings);
       this.notice("");
+      this.#showSettings();
     } catch (error) {
       this.notice(error.message, { offersKey: error.status === 401 });
     }
     this.#welcome();
+  }
+
+  #showSettings() {
+    const { settings } = this.chat.conversation;
+    const wanted = settings.model;
+    this.panel.show(settings);
+    if (wanted && wanted !== settings.model) {
+      this.notice(`${wanted} is not served here; ${settings.model} answers what is asked next.`);
+    }
   }
 
   /** Show a line above the thread; "" removes it. */
@@ -104,17 +113,18 @@ class Page {
   #changed() {
     const { chat } = this;
     this.thread.show();
-    this.panel.show(chat.conversation.settings);
+    this.#showSettings();
     this.composer.show(chat.isRunning);
     this.#title();
     this.#welcome();
-    this.sidebar.show();
+    this.sidebar.mark();
   }
 
   #title() {
     const title = this.chat.conversation.title;
     const isState = !byId("server").hidden;
     byId("title").textContent = title || "New conversation";
+    byId("title").classList.toggle("unseen", !this.chat.path.length);
     document.title = isState ? "Server · hearth" : title ? `${title} · hearth` : "hearth";
   }
 

@@ -56,7 +56,7 @@ function readNode(node, id, parent, where) {
   }
   return {
     ...links, role: node.role, content: text(node.content), reasoning: text(node.reasoning),
-    model: text(node.model), created: number(node.created), state: text(node.state) || "stop",
+    model: text(node.model), format: text(node.format) || "text", created: number(node.created), state: text(node.state) || "stop",
     error: text(node.error), tokens: Array.isArray(node.tokens) ? node.tokens.map(readToken) : [],
     timing: node.timing && typeof node.timing === "object"
       ? Object.fromEntries(Object.entries(node.timing).map(([name, value]) => [name, number(value)])) : null,

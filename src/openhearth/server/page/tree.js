@@ -66,5 +66,5 @@ export function showNewest(conversation, node) {
 export function titleOf(conversation) {
   const first = conversation.nodes[ROOT].children[0];
   const line = (first ? conversation.nodes[first].content : "").trim().split("\n")[0];
-  return line.length > 60 ? `${line.slice(0, 59)}…` : line;
+  return line.length > 80 ? `${line.slice(0, 79).replace(/\s\S{0,15}$/, "")}…` : line;
 }

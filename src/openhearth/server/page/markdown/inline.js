@@ -7,6 +7,7 @@
 const ESCAPABLE = /[!-/:-@[-`{-~]/;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 const SPACE = /[\s\u00a0]/u;
+const MOST_NESTED = 32; // emphasis in emphasis, brackets in an address
 const ENTITIES = { amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", copy: "©", hellip: "…",
   mdash: "—", ndash: "–", rarr: "→", larr: "←", times: "×" };
 
@@ -84,8 +85,9 @@ class Inline {
 
   #code() {
     this.ticks ??= runsOf(this.text, "`");
-    const length = this.ticks.at(this.place);
-    const end = this.ticks.next(length, this.place + length);
+    let length = 1;
+    while (this.text[this.place + length] === "`") length += 1;
+    const end = this.ticks(length, this.place + length);
     if (end < 0) {
       this.#take(length);
       return;
@@ -185,61 +187,62 @@ function before_(text, place) {
   return code >= 0xdc00 && code <= 0xdfff ? text.slice(place - 2, place) : text[place - 1];
 }
 
+/** Leave out marks at the end that belong to the sentence, and a bracket that the address does not open. */
 function trimAddress(address) {
   let end = address.length;
+  let surplus = address.split(")").length - address.split("(").length;
   for (;;) {
     const last = address[end - 1];
-    const inside = address.slice(0, end);
     if (/[?!.,:;'_~\]]/.test(last)) end -= 1;
-    else if (last === ")" && inside.split(")").length > inside.split("(").length) end -= 1;
-    else return inside;
+    else if (last === ")" && surplus > 0) {
+      surplus -= 1;
+      end -= 1;
+    } else return address.slice(0, end);
   }
 }
 
-/** Where the runs of a character are, by their length. */
+/** Return (length, from) -> where the next run of that length of a character begins, -1 where none does. */
 function runsOf(text, mark) {
-  const lengths = new Map(), places = new Map();
+  const places = new Map();
   for (let start = text.indexOf(mark); start >= 0;) {
     let end = start;
     while (text[end] === mark) end += 1;
-    lengths.set(start, end - start);
     if (!places.has(end - start)) places.set(end - start, []);
     places.get(end - start).push(start);
     start = text.indexOf(mark, end);
   }
   const seen = new Map();
-  return {
-    at: (place) => lengths.get(place) ?? 1,
-    next(length, from) {
-      const known = places.get(length) ?? [];
-      let index = seen.get(length) ?? 0;
-      while (index < known.length && known[index] < from) index += 1;
-      seen.set(length, index);
-      return known[index] ?? -1;
-    },
+  return (length, from) => {
+    const known = places.get(length) ?? [];
+    let index = seen.get(length) ?? 0;
+    while (index < known.length && known[index] < from) index += 1;
+    seen.set(length, index);
+    return known[index] ?? -1;
   };
 }
 
 /** Return {address, end} of `(address "title")` at a place, null where there is none. */
 function readTarget(text, place) {
   if (text[place] !== "(") return null;
-  const found = /\(\s{0,9}(?:<([^<>\n]{0,4000})>|([^\s<>"]{0,4000}))/y;
-  found.lastIndex = place;
-  const matched = found.exec(text);
-  if (!matched) return null;
-  let address = matched[1], end = found.lastIndex;
-  if (address === undefined) {
-    let depth = 0, length = 0;
-    for (; length < matched[2].length; length += 1) {
-      if (matched[2][length] === "(") depth += 1;
-      if (matched[2][length] === ")" && (depth -= 1) < 0) break;
-    }
-    end -= matched[2].length - length;
-    address = matched[2].slice(0, length);
+  const bracketed = /\([ \n]{0,9}<([^<>\n]{0,4000})>/y;
+  bracketed.lastIndex = place;
+  const matched = bracketed.exec(text);
+  const found = matched ? { address: matched[1], end: bracketed.lastIndex } : readAddress(text, place + 1);
+  const close = /(?:[ \n]{1,9}(?:"[^"]{0,1000}"|'[^']{0,1000}'))?[ \n]{0,9}\)/y;
+  close.lastIndex = found.end;
+  return close.exec(text) ? { address: found.address, end: close.lastIndex } : null;
+}
+
+/** Read an address up to a space or the bracket that it does not open. */
+function readAddress(text, place) {
+  let start = place, depth = 0;
+  while (text[start] === " " || text[start] === "\n") start += 1;
+  let end = start;
+  for (; end < text.length && end - start < 4000 && !/[\s<>"]/.test(text[end]); end += 1) {
+    if (text[end] === "(" && (depth += 1) > MOST_NESTED) break;
+    if (text[end] === ")" && (depth -= 1) < 0) break;
   }
-  const close = /(?:\s{1,9}(?:"[^"]{0,1000}"|'[^']{0,1000}'))?\s{0,9}\)/y;
-  close.lastIndex = end;
-  return close.exec(text) ? { address, end: close.lastIndex } : null;
+  return { address: text.slice(start, end), end };
 }
 
 /** Pair delimiters (CommonMark's "process emphasis") and return nodes without any. */
@@ -274,7 +277,6 @@ function closeAll(closer, open, done, deadEnds) {
     }
     const { delimiter, start } = open[depth];
     const used = closer.mark === "~" ? closer.count : Math.min(delimiter.count, closer.count, 2);
-    const tag = closer.mark === "~" ? "del" : used === 2 ? "strong" : "em";
     open.length = depth;
     const children = done.splice(start + 1)
       .map((item) => (item.mark === undefined ? item : item.mark.repeat(item.count)));
@@ -282,9 +284,18 @@ function closeAll(closer, open, done, deadEnds) {
     closer.count -= used;
     if (delimiter.count > 0) open.push({ delimiter, start });
     else done.length = start;
-    done.push({ tag, children });
+    done.push(wrap(closer.mark, used, children));
   }
 }
+
+/** Return children inside their element; plain text between the marks where too many are nested already. */
+function wrap(mark, used, children) {
+  const depth = 1 + children.reduce((most, child) => Math.max(most, child.depth ?? 0), 0);
+  if (depth > MOST_NESTED) return mark.repeat(used) + children.map(plainText).join("") + mark.repeat(used);
+  return { tag: mark === "~" ? "del" : used === 2 ? "strong" : "em", children, depth };
+}
+
+const plainText = (node) => (typeof node === "string" ? node : node.children.map(plainText).join(""));
 
 function fits(opener, closer) {
   if (opener.mark !== closer.mark) return false;

@@ -79,7 +79,7 @@ export class MarkdownView {
     while (same < blocks.length && same < this.blocks.length && isSame(blocks[same], this.blocks[same])) same += 1;
     if (!this.#grew(blocks, same)) {
       while (element.childNodes.length > same) element.lastChild.remove();
-      element.append(...blocks.slice(same).map(buildBlock));
+      for (const block of blocks.slice(same)) element.append(buildBlock(block));
     }
     this.blocks = blocks;
   }

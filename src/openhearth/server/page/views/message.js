@@ -15,6 +15,17 @@ function partsOf(node) {
   return splitThinking(node.content, { grows });
 }
 
+/** Return an answer that was asked for as JSON as a block of code, set out where it is whole. */
+function asJson(answer) {
+  let text = answer;
+  try {
+    text = JSON.stringify(JSON.parse(answer), null, 2);
+  } catch {
+    // still on its way, or cut off: shown as it is
+  }
+  return answer && `~~~~~~json\n${text}\n~~~~~~`;
+}
+
 /** Shows one message. actions: {chat, siblings(node), busy()}. */
 export class MessageView {
   constructor(node, actions) {
@@ -61,7 +72,7 @@ export class MessageView {
     const { node } = this;
     const isStreaming = node.state === "streaming";
     this.parts = partsOf(node);
-    this.markdown.show(this.parts.answer);
+    this.markdown.show(node.format === "text" ? this.parts.answer : asJson(this.parts.answer));
     this.body.classList.toggle("waiting", isStreaming && !node.content && !node.reasoning);
     this.reasoning.hidden = !this.parts.reasoning && !this.parts.isOpen;
     this.summary.textContent = this.parts.isOpen ? "Reasoning…" : "Reasoning";
@@ -78,8 +89,9 @@ export class MessageView {
 
   #updateEnd() {
     const { node } = this;
-    const note = STATES[node.state] ?? `Ended: ${node.state}.`;
-    const timing = node.role === "assistant" ? timingText(node.timing) : "";
+    const isAnswer = node.role === "assistant";
+    const note = isAnswer && (STATES[node.state] ?? `Ended: ${node.state}.`);
+    const timing = isAnswer && timingText(node.timing);
     this.notes.replaceChildren(...[
       node.error && h("div", { class: "error", role: "alert" }, h("strong", {}, "The server did not answer. "),
         node.error),

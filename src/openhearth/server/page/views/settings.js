@@ -67,8 +67,8 @@ export class SettingsPanel {
     byId("schema-row").hidden = this.settings.format !== "json_schema";
     for (const field of this.fields) {
       const mistake = mistakeIn(this.settings, field.dataset.setting);
-      field.toggleAttribute("aria-invalid", mistake !== "");
       if (mistake) field.setAttribute("aria-invalid", "true");
+      else field.removeAttribute("aria-invalid");
       const note = byId(`mistake-${field.dataset.setting}`);
       if (note) note.textContent = mistake;
     }
@@ -81,12 +81,11 @@ export class SettingsPanel {
   }
 }
 
-function numberField([name, label, lowest, highest, step, what]) {
+function numberField([name, label, , , , what]) {
   return h("div", { class: "field" },
     h("label", { for: `set-${name}` }, label),
-    h("input", { id: `set-${name}`, type: "number", inputmode: "decimal", "data-setting": name, min: lowest,
-      max: highest, step, placeholder: name === "seed" ? "random" : "model’s own",
-      "aria-describedby": `about-${name} mistake-${name}` }),
+    h("input", { id: `set-${name}`, inputmode: "decimal", "data-setting": name, autocomplete: "off",
+      placeholder: name === "seed" ? "random" : "model’s own", "aria-describedby": `about-${name} mistake-${name}` }),
     h("p", { class: "about", id: `about-${name}` }, what),
     h("p", { class: "mistake", id: `mistake-${name}`, role: "alert" }));
 }

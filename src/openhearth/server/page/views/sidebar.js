@@ -26,16 +26,25 @@ export class Sidebar {
     const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
     const action = document.activeElement?.getAttribute("aria-label");
     this.list.replaceChildren(...found.map((one) => this.#row(one)));
+    this.mark();
     byId("found").textContent = found.length ? "" : wanted ? "Nothing found." : "No conversations yet.";
     byId("export-all").disabled = !found.length;
     if (focused) this.#focusAgain(focused, action);
   }
 
+  /** Mark the conversation that is open. */
+  mark() {
+    for (const item of this.list.children) {
+      const link = item.querySelector("a");
+      if (item.dataset.id === this.chat.conversation.id) link.setAttribute("aria-current", "page");
+      else link.removeAttribute("aria-current");
+    }
+  }
+
   #row(one) {
-    const isOpen = one.id === this.chat.conversation?.id;
     const title = one.title || "Untitled";
     return h("li", { "data-id": one.id },
-      h("a", { href: `#/c/${one.id}`, "aria-current": isOpen ? "page" : null }, title),
+      h("a", { href: `#/c/${one.id}` }, title),
       h("span", { class: "tools" },
         iconButton("edit", `Rename “${title}”`, () => this.#rename(one, title)),
         iconButton("down", `Export “${title}”`, () => this.#export([one], title)),

@@ -24,6 +24,7 @@ export class ThreadView {
   show() {
     const { chat } = this;
     const isSame = this.shownId === chat.conversation.id;
+    const focused = isSame && this.#focused();
     if (!isSame) this.views.clear();
     this.shownId = chat.conversation.id;
     const before = this.views;
@@ -31,7 +32,21 @@ export class ThreadView {
     for (const view of this.views.values()) view.update();
     this.#place([...this.views.values()].map((view) => view.element));
     byId("welcome").hidden = this.views.size > 0;
+    if (focused && !this.element.contains(document.activeElement)) this.#focusAgain(focused);
     if (!isSame || chat.isRunning) this.scrollToEnd();
+  }
+
+  /** Return which button of which message has the focus, null when it is elsewhere. */
+  #focused() {
+    const message = document.activeElement.closest("#thread > .message");
+    const place = [...this.element.children].indexOf(message);
+    return message && { place, name: document.activeElement.ariaLabel };
+  }
+
+  /** The messages' buttons were built anew: focus the same one, or its neighbour, or the field below. */
+  #focusAgain({ place, name }) {
+    const buttons = [...(this.element.children[place]?.querySelectorAll(".actions button:enabled") ?? [])];
+    (buttons.find((button) => button.ariaLabel === name) ?? buttons[0] ?? byId("prompt")).focus();
   }
 
   #build(node) {
