@@ -57,7 +57,7 @@ function readNode(node, id, parent, where) {
   return {
     ...links, role: node.role, content: text(node.content), reasoning: text(node.reasoning),
     model: text(node.model), format: text(node.format) || "text", created: number(node.created), state: text(node.state) || "stop",
-    error: text(node.error), tokens: Array.isArray(node.tokens) ? node.tokens.map(readToken) : [],
+    error: text(node.error), tokens: Array.isArray(node.tokens) ? node.tokens.map(readTokens) : [],
     timing: node.timing && typeof node.timing === "object"
       ? Object.fromEntries(Object.entries(node.timing).map(([name, value]) => [name, number(value)])) : null,
   };
@@ -67,9 +67,12 @@ function readToken(token) {
   return {
     token: text(token?.token), logprob: number(token?.logprob),
     bytes: Array.isArray(token?.bytes) ? token.bytes.map(number) : null,
-    top_logprobs: Array.isArray(token?.top_logprobs)
-      ? token.top_logprobs.map((other) => ({ token: text(other?.token), logprob: number(other?.logprob) })) : [],
   };
+}
+
+function readTokens(token) {
+  const others = Array.isArray(token?.top_logprobs) ? token.top_logprobs : [];
+  return { ...readToken(token), top_logprobs: others.map(readToken) };
 }
 
 function readSettings(given) {
