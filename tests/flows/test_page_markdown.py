@@ -95,7 +95,8 @@ def plain(html):
     """Leave out white space that is not shown, and the line's end of a block of code."""
     html = re.sub(rf"\s*{BLOCK}\s*", r"\1", html)
     html = re.sub(r"\s*</code></pre>", "</code></pre>", re.sub(r"<br>\s*", "<br>", html))
-    return re.sub(r"<code>([^<\n]*)</code>(?!</pre>)", lambda code: re.sub(r" +", " ", code[0]), html).strip()
+    return re.sub(r"(?<!<pre>)<code>([^<]*)</code>", lambda code: f"<code>{' '.join(code[1].split())}</code>",
+                  html).strip()
 
 
 def deeper(html):

@@ -5,7 +5,7 @@
 // block only.
 
 const MOST_NESTED = 16;
-const LOOK_BACK = 40; // lines that are read to know whether a paragraph may go on without its marker
+const LOOK_BACK = 60; // lines that are read to know whether a paragraph may go on without its marker
 const RULE = /^ {0,3}(?:(?:\*[ \t]*){3,}|(?:-[ \t]*){3,}|(?:_[ \t]*){3,})$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]|$)/;
 const FENCE = /^( {0,3})(`{3,}|~{3,})(.*)$/;
@@ -95,16 +95,32 @@ function cutsParagraph(line) {
   return item !== null && !isBlank(line.slice(item[0].length)) && (!/\d/.test(item[2]) || item[2].slice(0, -1) === "1");
 }
 
+/** Return whether a line outside of a quote or item may go on with a paragraph in it. */
+const mayBeLazy = (line) => !cutsParagraph(line) && (indentOf(line) >= 4 || !ITEM.test(line));
+
 /** Return whether a quote's or item's last line leaves a paragraph open that the next line may go on with. */
 function leavesParagraphOpen(inside) {
-  const last = inside.at(-1) ?? "";
-  return !isBlank(last) && parseEndsInParagraph(inside);
+  let fence = null, isTabular = false, before = "", line = "";
+  for (const marked of inside.slice(-LOOK_BACK)) {
+    before = line;
+    line = withoutMarkers(marked);
+    const found = fenceOf(line);
+    if (fence) fence = found && found[2].startsWith(fence) && isBlank(found[3]) ? null : fence;
+    else if (found) fence = found[2];
+    isTabular = !isBlank(line) && (isTabular || (line.includes("|") && DELIMITER_ROW.test(line)));
+  }
+  return !fence && !isTabular && !isBlank(line) && !fenceOf(line) && !HEADING.test(line) && !RULE.test(line)
+    && (indentOf(line) < 4 || !isBlank(before));
 }
 
-function parseEndsInParagraph(lines) {
-  let block = parseLines(lines.slice(-LOOK_BACK), MOST_NESTED - 2).at(-1);
-  while (block?.blocks || block?.items) block = (block.blocks ?? block.items.at(-1)).at(-1);
-  return block?.type === "paragraph";
+function withoutMarkers(line) {
+  for (let depth = 0; depth < MOST_NESTED; depth += 1) {
+    const found = QUOTE.exec(line) ?? (RULE.test(line) ? null : ITEM.exec(line));
+    if (!found) return line;
+    line = line.slice(found[0].length);
+    if (line.startsWith(" ")) line = line.slice(1);
+  }
+  return line;
 }
 
 function readQuote(lines, place, depth) {
@@ -112,7 +128,7 @@ function readQuote(lines, place, depth) {
   let end = place;
   for (; end < lines.length && !isBlank(lines[end]); end += 1) {
     if (QUOTE.test(lines[end])) inside.push(lines[end].replace(QUOTE, ""));
-    else if (!cutsParagraph(lines[end]) && leavesParagraphOpen(inside)) inside.push(lines[end].trimStart());
+    else if (mayBeLazy(lines[end]) && leavesParagraphOpen(inside)) inside.push(lines[end].trimStart());
     else break;
   }
   return [{ type: "quote", blocks: parseLines(inside, depth + 1) }, end];
@@ -158,7 +174,7 @@ function readItem(lines, place, [all, , marker]) {
       if (inside.length === 1 && inside[0] === "") break; // an item begins with one blank line at most
       inside.push("");
     } else if (indentOf(line) >= width) inside.push(line.slice(width));
-    else if (inside.at(-1) !== "" && !cutsParagraph(line) && !ITEM.test(line) && leavesParagraphOpen(inside)) {
+    else if (inside.at(-1) !== "" && mayBeLazy(line) && leavesParagraphOpen(inside)) {
       inside.push(line.trimStart());
     } else break;
   }
