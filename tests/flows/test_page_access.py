@@ -6,6 +6,8 @@ from support.serving import serving
 
 RICH = """## A heading
 
+#### Two levels further
+
 Some *text* with `code`, a [link](https://elsewhere.example/), and a list:
 
 1. one

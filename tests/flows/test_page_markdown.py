@@ -75,6 +75,7 @@ SHOW = """async (texts) => {
                 if (name !== 'href' && name !== 'start') node.removeAttribute(name);
         return element.innerHTML; }); }"""
 
+# What the page does otherwise: images are links, and headings go on from its own, leaving no level out.
 PARSE = """(documents) => documents.map((text) => {
     const {body} = new DOMParser().parseFromString(text, 'text/html');
     for (const image of body.querySelectorAll('img')) {
@@ -86,6 +87,14 @@ PARSE = """(documents) => documents.map((text) => {
     for (const node of body.querySelectorAll('*'))
         for (const {name} of [...node.attributes])
             if (name !== 'href' && name !== 'start') node.removeAttribute(name);
+    const above = [];
+    for (const heading of body.querySelectorAll('h1, h2, h3, h4, h5, h6')) {
+        const level = Number(heading.tagName[1]);
+        while (above.at(-1) >= level) above.pop();
+        const ranked = document.createElement(`h${Math.min(6, 2 + above.push(level))}`);
+        ranked.append(...heading.childNodes);
+        heading.replaceWith(ranked);
+    }
     return body.innerHTML.replaceAll('<s>', '<del>').replaceAll('</s>', '</del>'); })"""
 
 BLOCK = r"(</?(?:p|ul|ol|li|blockquote|h[1-6]|table|thead|tbody|tr|td|th|hr|pre)(?: [^>]*)?>)"
@@ -97,11 +106,6 @@ def plain(html):
     html = re.sub(r"\s*</code></pre>", "</code></pre>", re.sub(r"<br>\s*", "<br>", html))
     return re.sub(r"(?<!<pre>)<code>([^<]*)</code>", lambda code: f"<code>{' '.join(code[1].split())}</code>",
                   html).strip()
-
-
-def deeper(html):
-    """The page's own headings come first."""
-    return re.sub(r"<(/?)h([1-6])>", lambda tag: f"<{tag[1]}h{min(6, int(tag[2]) + 2)}>", html)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +132,7 @@ def compare(visit, texts):
     theirs = blank.evaluate(PARSE, [ORACLE.render(text) for text in texts])
     blank.close()
     return [(text, one, other) for text, one, other in zip(
-        texts, map(plain, ours), (plain(deeper(html)) for html in theirs), strict=True) if one != other]
+        texts, map(plain, ours), map(plain, theirs), strict=True) if one != other]
 
 
 def test_samples_look_as_commonmark_says(visit):

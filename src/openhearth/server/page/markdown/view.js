@@ -23,13 +23,25 @@ function inlineNode(node) {
 
 const BUILD = {
   paragraph: ({ text }) => h("p", {}, inlineNodes(text)),
-  heading: ({ level, text }) => h(`h${Math.min(6, level + TOP_HEADING - 1)}`, {}, inlineNodes(text)),
+  heading: ({ rank, text }) => h(`h${Math.min(6, TOP_HEADING + rank)}`, {}, inlineNodes(text)),
   rule: () => h("hr"),
   quote: ({ blocks }) => h("blockquote", {}, blocks.map(buildBlock)),
   list: buildList,
   code: buildCode,
   table: buildTable,
 };
+
+/** Number headings by how many they stand below, whatever levels a model began with: no level is left out. */
+function rankHeadings(blocks, above = []) {
+  for (const block of blocks) {
+    if (block.type === "heading") {
+      while (above.at(-1) >= block.level) above.pop();
+      block.rank = above.push(block.level) - 1;
+    }
+    for (const inner of block.items ?? [block.blocks ?? []]) rankHeadings(inner, above);
+  }
+  return blocks;
+}
 
 /** Return the node of one block. */
 function buildBlock(block) {
@@ -73,7 +85,7 @@ export class MarkdownView {
 
   /** Show a text. */
   show(text) {
-    const blocks = parseBlocks(text);
+    const blocks = rankHeadings(parseBlocks(text));
     const { element } = this;
     let same = 0;
     while (same < blocks.length && same < this.blocks.length && isSame(blocks[same], this.blocks[same])) same += 1;
