@@ -38,8 +38,9 @@ def server(folder, browser):
     torch.manual_seed(1)
     layer = "model.layers.0.self_attn.q_proj"
     (folder.parent / "polite").mkdir()
-    write_adapter(folder.parent / "polite", AdapterWeights({layer: (torch.randn(4, 64), torch.randn(64, 4))}, 2.0),
-                  rank=4, alpha=8, is_rank_stabilised=False, base_model="tiny", base_weights_sha256="")
+    pairs = {layer: (torch.randn(4, 64), torch.randn(64, 4))}
+    write_adapter(folder.parent / "polite", AdapterWeights(pairs, 2.0), rank=4, alpha=8,
+                  is_rank_stabilised=False, base_model="tiny", base_weights_sha256="")
     with serving(folder, folder.parent / "home", adapters={"polite": folder.parent / "polite"}) as running:
         yield running
 
@@ -304,14 +305,15 @@ def test_each_token_shows_what_else_could_have_come(visit, server):
     sent = visit.bodies[0]
     assert (sent["logprobs"], sent["top_logprobs"]) == (True, 8)
     del sent["stream"], sent["stream_options"]
-    expected = httpx.post(f"{server.url}/v1/chat/completions", json=sent).json()["choices"][0]["logprobs"]["content"]
+    reply = httpx.post(f"{server.url}/v1/chat/completions", json=sent).json()
+    expected = reply["choices"][0]["logprobs"]["content"]
     page.get_by_role("button", name="Token probabilities").click()
     tokens = page.locator("button.token")
     assert tokens.count() == len(expected)
     tokens.nth(0).focus()
     for place in range(1, len(expected)):
         page.keyboard.press("ArrowRight")
-        assert page.evaluate("[...document.querySelectorAll('.token')].indexOf(document.activeElement)") == place
+        assert tokens.nth(place).evaluate("(one) => one === document.activeElement")
         shown = page.locator(".alternatives .share").all_inner_texts()
         drawn = {one["token"] for one in expected[place]["top_logprobs"]}
         assert len(shown) == 8 + (expected[place]["token"] not in drawn)
@@ -396,7 +398,8 @@ def test_an_export_is_imported_elsewhere_as_it_was(visit, browser, server, tmp_p
 
 
 def export_of(**nodes):
-    return json.dumps({"format": "openhearth-conversations", "version": 1, "conversations": [{"nodes": nodes}]})
+    return json.dumps({"format": "openhearth-conversations", "version": 1,
+                       "conversations": [{"nodes": nodes}]})
 
 
 def test_a_file_that_is_no_export_is_refused(visit, tmp_path):
@@ -416,8 +419,9 @@ def test_a_file_that_is_no_export_is_refused(visit, tmp_path):
 
 
 HOSTILE = """<img src=x onerror="window.hacked=1"><script>window.hacked=1</script>
-[a](javascript:window.hacked=1) [b](JaVaScRiPt:window.hacked=1) [c](data:text/html,<script>hacked=1</script>)
-![d](https://elsewhere.example/x.png) <javascript:hacked=1> [e](https://elsewhere.example/ "t\\" onclick=hacked=1")
+[a](javascript:window.hacked=1) [b](JaVaScRiPt:window.hacked=1) [c](data:text/html,<script>1</script>)
+![d](https://elsewhere.example/x.png) <javascript:hacked=1>
+[e](https://elsewhere.example/ "t\\" onclick=hacked=1")
 &lt;img src=x onerror=hacked=1&gt; [f](vbscript:x) [g](//elsewhere.example)
 
 <iframe src="https://elsewhere.example"></iframe>
@@ -450,9 +454,9 @@ def test_hostile_text_of_a_model_stays_text(visit):
     hrefs = page.eval_on_selector_all("#thread a", "(links) => links.map((link) => link.href)")
     assert set(hrefs) == {"https://elsewhere.example/x.png", "https://elsewhere.example/"}
     marked = page.eval_on_selector_all(
-        "#thread .text *", "(all) => all.flatMap((one) => [...one.attributes].map((name) => name.name))")
-    assert set(marked) <= {"href", "rel", "target", "class", "type", "tabindex", "role", "aria-label", "scope",
-                           "data-align", "start"}
+        "#thread .text *", "(all) => all.flatMap((one) => one.getAttributeNames())")
+    assert set(marked) <= {"href", "rel", "target", "class", "type", "tabindex", "role", "aria-label",
+                           "scope", "data-align", "start"}
     assert "<script>window.hacked=1</script>" in visit.texts()[1]
     assert page.locator("#conversations a").inner_text().startswith("<img src=x")
 
@@ -534,9 +538,9 @@ def test_the_state_of_a_server_that_reports_it(visit):
     page.wait_for_selector("#state table")
     assert page.inner_text("#ready") == "Ready"
     shown = page.inner_text("#state")
-    for text in ("41.3", "3 of 256", "3.0 GiB", "5.0 GiB of 8.0 GiB are free", "67 min", "256 of 1 024 (25 %)",
-                 "1 234 567", "<b>alice</b>", "300 of 1 000", "50 000"):
-        assert text.replace(" ", " ") in shown.replace("\u202f", " "), text
+    for text in ("41.3", "3 of 256", "3.0 GiB", "5.0 GiB of 8.0 GiB are free", "67 min",
+                 "256 of 1 024 (25 %)", "1 234 567", "<b>alice</b>", "300 of 1 000", "50 000"):
+        assert text in shown.replace("\u202f", " "), text
     assert page.locator("#state b").count() == 0
     assert page.evaluate("document.activeElement.id") == "server-title"
     page.get_by_role("button", name="New conversation").click()

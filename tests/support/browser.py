@@ -61,7 +61,7 @@ class Visit:
         return self.page
 
     def wait(self, expression, argument=None):
-        """Wait until an expression is true; the page's policy forbids the driver's own way, which is `eval`."""
+        """Wait until an expression is true. The page's policy forbids the driver's own way, `eval`."""
         deadline = time.monotonic() + 30
         while not self.page.evaluate(expression, argument):
             assert time.monotonic() < deadline, expression

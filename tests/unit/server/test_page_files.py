@@ -52,8 +52,8 @@ def test_the_page_learns_which_paths_are_served(client):
     assert (served["paths"], served["needs_key"]) == (["/ready", "/v1/models"], True)
 
 
-@pytest.mark.parametrize("path", ["/page/", "/page/nothing.js", "/page/../page_files.py", "/page/%2e%2e/app.py",
-                                  "/page//etc/passwd", "/page/css"])
+@pytest.mark.parametrize("path", ["/page/", "/page/nothing.js", "/page/../page_files.py",
+                                  "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/css"])
 def test_nothing_else_is_served(client, path):
     assert client.get(path).status_code == 404
 
