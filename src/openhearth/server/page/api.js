@@ -56,10 +56,9 @@ async function refusalOf(reply) {
   });
 }
 
-/** Return the names of models and adapters. */
+/** Return {id, parent} of models and adapters; a server that says whose adapter one is gives it as the parent. */
 export async function listModels() {
-  const { data } = await (await send("v1/models")).json();
-  return data.map((model) => model.id);
+  return (await (await send("v1/models")).json()).data;
 }
 
 /** Yield the chunks of a streamed chat completion. Throws ServerError when it breaks off. */

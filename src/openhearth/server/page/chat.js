@@ -7,7 +7,7 @@ import * as tree from "./tree.js";
 
 const SAVE_MS = 1000;
 
-/** Changes conversations, keeps them, and tells `listener` {changed(), streamed(node), listed()}. */
+/** Changes conversations, keeps them, and tells `listener` {changed(), streamed(node), listed(), failed(error)}. */
 export class Chat {
   constructor(store, listener) {
     Object.assign(this, { store, listener, conversation: null });
@@ -145,6 +145,10 @@ export class Chat {
   async #save(conversation) {
     if (this.removed.has(conversation.id)) return;
     this.savedAt = conversation.updated = Date.now();
-    await this.store.put(conversation);
+    try {
+      await this.store.put(conversation);
+    } catch (error) {
+      this.listener.failed(error); // no room, most likely; the conversation goes on unkept
+    }
   }
 }

@@ -20,6 +20,7 @@ class Page {
     this.store = store;
     this.chat = new Chat(store, {
       changed: () => this.#changed(), streamed: (node) => this.thread.grow(node), listed: () => this.sidebar.show(),
+      failed: (error) => this.notice(`The browser could not keep this conversation: ${error.message}`),
     });
     this.thread = new ThreadView(this.chat);
     this.composer = new Composer({ onsend: (text) => this.#send(text), onstop: () => this.chat.stop() });

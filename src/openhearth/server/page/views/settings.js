@@ -34,8 +34,9 @@ export class SettingsPanel {
 
   /** Offer models; the first one where the conversation's own is not among them. */
   offer(models) {
-    this.models = models;
-    this.picker.replaceChildren(...models.map((name) => h("option", { value: name }, name)));
+    this.models = models.map((model) => model.id);
+    this.picker.replaceChildren(...models.map(({ id, parent }) => (
+      h("option", { value: id }, parent ? `${id} (adapter of ${parent})` : id))));
     this.picker.disabled = models.length === 0;
   }
 
