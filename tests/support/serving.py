@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ class Running:
 
     def on_engine(self, command):
         """Run a command on the engine's thread, between two steps."""
-        return asyncio.run(self.served.thread.run(command))
+        with ThreadPoolExecutor(1) as other:  # whatever loop the caller's thread has
+            return other.submit(asyncio.run, self.served.thread.run(command)).result()
 
     def wait_idle(self, timeout_s=20.0):
         """Wait until nothing is open, then check the account of pages."""

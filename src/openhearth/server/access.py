@@ -28,9 +28,10 @@ from openhearth.server.accounting import Accounting, Tally
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import RECORD, Dialect, Record, send_error
 from openhearth.server.metrics import Metrics
+from openhearth.server.page_files import PAGE_PREFIX
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-"""Served without a key: they say nothing about models or use."""
+"""Served without a key, as the files of the page are: they say nothing about models or use."""
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 
@@ -95,7 +96,7 @@ class Access:
         if keys is None:
             _check_is_local(headers, self._origins)
             return None
-        if path in OPEN_PATHS:
+        if path in OPEN_PATHS or path.startswith(PAGE_PREFIX):
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         given = given.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")

@@ -1,4 +1,4 @@
-"""The application: dialects' routes, health, and what surrounds them.
+"""The application: dialects' routes, health, the web page, and what surrounds them.
 
 Does not: load models, open sockets or handle signals (`running.py`).
 """
@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -28,6 +28,7 @@ from openhearth.server.metrics import Metrics
 from openhearth.server.models import Models
 from openhearth.server.openapi import describe_api
 from openhearth.server.operating import routes_of
+from openhearth.server.page_files import page_routes
 from openhearth.server.response_store import ResponseStore
 
 
@@ -66,7 +67,7 @@ def build_app(models: Models, *, keys: Keys | None = None, usage: UsageStore | N
     dialects = (*dialects, Dialect(own.name, (Route("GET", "/openapi.json", describe),), own.error))
     routes = [StarletteRoute(route.path, Endpoint(models, dialect, route), methods=[route.method])
               for dialect in dialects for route in dialect.routes]
-    routes.append(StarletteRoute("/", _greet, methods=["GET"]))
+    routes += page_routes([route.path for route in routes], needs_key=keys is not None)
     app = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: _no_route})
     access = Access(app, accounting=accounting, dialect_of=dialect_of, metrics=metrics, log=log,
                     origins=origins)
@@ -85,8 +86,6 @@ def dialect_of(path: str) -> Dialect:
     return names["ollama"] if path.startswith("/api/") else names["openai"]
 
 
-async def _greet(request: Request) -> Response:
-    return PlainTextResponse("openhearth is running\n")
 
 
 async def _no_route(request: Request, error: HTTPException) -> Response:
