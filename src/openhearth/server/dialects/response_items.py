@@ -56,7 +56,8 @@ def _parts(name: str, value: Any) -> str:
 
 ITEM_FIELDS = (
     Field("type", "`message`, or left out; everything else is refused", one_of("message")),
-    Field("role", "`system`, `developer` (the same), `user`, `assistant`", one_of(*(role for role in ROLES if role != "tool"))),
+    Field("role", "`system`, `developer` (the same), `user`, `assistant`",
+          one_of(*(role for role in ROLES if role != "tool"))),
     Field("content", "text, or parts of text", _parts),
     refused("phase", "chat templates have no place for it; `final_answer` is taken", "final_answer"),
     not_applicable("id", "items get ids of their own"),
