@@ -33,8 +33,7 @@ def build(settings: dict[str, Any]) -> server.Models:
         stored, weights=plan.weights, cache_bytes=plan.cache_bytes, context_length=settings["context"],
         num_threads=settings["threads"], config=config))
     models = server.Models([offer], memory_bytes=memory_bytes, limits=server.Limits(max_waiting=1024))
-    offer.open(models.limits)
-    kv = offer.served.engine._cache.kv
+    kv = models.open_first().engine._cache.kv
     for part in (*kv.keys, *kv.values):
         part.zero_()
     return models

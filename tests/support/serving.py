@@ -80,7 +80,7 @@ def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings
 @contextmanager
 def serving_models(models, *, keys=None, around=lambda app: app):
     """Serve models, the first of them loaded, until the block ends. around: puts something before the app."""
-    models.first.open(models.limits)
+    models.open_first()
     log = []
     with serving_app(around(build_app(models, keys=keys, log=log.append))) as url:
         yield Running(url, models, log)

@@ -77,7 +77,7 @@ def command(
                            adapters=assigned[one]) for one, plan in plans.items()]
     models = server.Models(offers, memory_bytes=memory_bytes, limits=server.Limits(max_waiting=queue))
     with line:
-        models.first.open(models.limits)
+        models.open_first()
     app = server.build_app(models, keys=keys, log=None if quiet else server.log_line)
     address = server.address_of(bound)
 
