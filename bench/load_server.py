@@ -33,8 +33,7 @@ def build(settings: dict[str, Any]) -> server.Models:
         stored, weights=plan.weights, cache_bytes=plan.cache_bytes, context_length=settings["context"],
         num_threads=settings["threads"], config=config))
     models = server.Models([offer], memory_bytes=memory_bytes, limits=server.Limits(max_waiting=1024))
-    offer.open(models.limits)
-    kv = offer.served.engine._cache.kv
+    kv = models.open_first().engine._cache.kv
     for part in (*kv.keys, *kv.values):
         part.zero_()
     return models
@@ -54,12 +53,13 @@ def state(models: server.Models) -> dict[str, Any]:
 
     stats = asyncio.run(thread.run(look))
     engine_s, other_s = processor_times(thread._thread.native_id)
+    pooled = sum(one.name.startswith("asyncio_") for one in threading.enumerate())  # it fills up to its size
     return {"pages_used": stats.num_used_pages, "running": stats.num_running, "waiting": stats.num_waiting,
             "pages_lost": (stats.num_pages - stats.num_used_pages - stats.num_free_pages
                            - stats.num_cached_pages),
             "steps": stats.num_steps, "drawn_tokens": stats.num_drawn_tokens,
             "prompt_tokens": stats.num_prompt_tokens, "cached_tokens": stats.num_cached_tokens,
-            "leases": models.first.num_leases, "threads": len(os.listdir("/proc/self/task")),
+            "leases": models.first.num_leases, "threads": len(os.listdir("/proc/self/task")) - pooled,
             "files": len(os.listdir("/proc/self/fd")), "resident_bytes": hardware.resident_bytes(),
             "engine_s": engine_s, "other_s": other_s}
 

@@ -93,7 +93,7 @@ def serving_models(models, *, around=lambda app: app, tls=None, patience=Patienc
 
     settings: of `build_app`.
     """
-    models.first.open(models.limits)
+    models.open_first()
     log = []
     app = around(build_app(models, log=log.append, **settings))
     with serving_app(app, tls=tls, patience=patience) as url:

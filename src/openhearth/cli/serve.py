@@ -86,7 +86,7 @@ def command(
                            adapters=assigned[one]) for one, plan in plans.items()]
     models = server.Models(offers, memory_bytes=memory_bytes, limits=server.Limits(max_waiting=queue))
     with line:
-        models.first.open(models.limits)
+        models.open_first()
     responses = server.ResponseStore(config.home / "responses.db", keep_days=keep_responses)
     app = server.build_app(models, keys=guard.keys, usage=guard.usage, shares_cache=share_cache,
                            origins=guard.origins, config=config, responses=responses,

@@ -136,7 +136,8 @@ class Peer:
         self._pool.clear()
 
     def _ask(self, method: str, path: str, content: bytes | None, more: Mapping[str, str]) -> Reply:
-        headers = {"accept": "*/*", "user-agent": "hearth-conform"}
+        # A connection for each request: one that is kept may be closed while the next request is on its way.
+        headers = {"accept": "*/*", "connection": "close", "user-agent": "hearth-conform"}
         if content is not None:
             headers["content-type"] = "application/json"
         if self.key is not None:

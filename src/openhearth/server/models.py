@@ -71,10 +71,9 @@ class Offer:
         since_s = 0.0 if self._leases else time.monotonic() - self.used_s
         return datetime.now(UTC) + timedelta(seconds=max(0.0, self.keep_alive_s - since_s))
 
-    def open(self, limits: Limits) -> None:
-        """Load the model in the calling thread. Raises: as `load`."""
-        self.served = Served(self.load(), self.name, adapters=self.adapters, limits=limits)
-        self.state = "loaded"
+    def open(self, limits: Limits) -> Served:
+        """Return the model, loaded in the calling thread; the offer does not change. Raises: as `load`."""
+        return Served(self.load(), self.name, adapters=self.adapters, limits=limits)
 
 
 class Models:
@@ -119,6 +118,11 @@ class Models:
             if short in offer.names:
                 return offer
         raise unknown_model(name, self.names)
+
+    def open_first(self) -> Served:
+        """Load the first model in the calling thread, before `start`. Raises: as its `load`."""
+        self.first.served, self.first.state = self.first.open(self.limits), "loaded"
+        return self.first.served
 
     def start(self) -> None:
         """Start the threads of what was loaded before; called once, on the event loop."""
@@ -227,14 +231,15 @@ class Models:
                 await self._make_room(offer)
                 offer.state, adapters = "loading", offer.adapters
                 try:
-                    await asyncio.to_thread(offer.open, self.limits)
+                    served = await asyncio.to_thread(offer.open, self.limits)
+                    served.thread.start()
+                    while offer.adapters is not adapters:  # they changed while it was read
+                        adapters = offer.adapters
+                        await served.forget(await served.change_adapters(adapters))
                 except BaseException:
-                    offer.served, offer.state = None, "stored"
+                    offer.state = "stored"
                     raise
-                offer.served.thread.start()
-                if offer.adapters is not adapters:
-                    await offer.served.forget(await offer.served.change_adapters(offer.adapters))
-                offer.used_s = time.monotonic()
+                offer.served, offer.state, offer.used_s = served, "loaded", time.monotonic()
         finally:
             offer._loading = None
             self._freed.set()

@@ -187,6 +187,31 @@ def test_a_model_that_cannot_be_read_is_an_error_for_its_requests_alone(folders,
     asyncio.run(work())
 
 
+def test_adapters_that_change_while_a_model_is_read_are_there_when_it_was(folders, tmp_path):
+    first = make_adapter(tmp_path / "one")
+
+    async def work():
+        async with offering(folders, tmp_path, adapters={"a": {"old": tmp_path / "one"}}) as models:
+            load, may_go_on = models.first.load, threading.Event()
+
+            def slow():
+                model = load()
+                assert may_go_on.wait(20)
+                return model
+
+            models.first.load = slow
+            waiting = asyncio.ensure_future(ask(models, "a"))
+            await until(lambda: models.first.state == "loading")
+            assert models.first.served is None and models.loaded == ()
+            await models.change_adapters({"a": {"new": first}})
+            may_go_on.set()
+            await waiting
+            assert await ask(models, "new") != await ask(models, "a")
+            assert len(models.first.served.engine.model.adapters) == 1
+
+    asyncio.run(work())
+
+
 def test_names_are_found_and_others_not(folders, tmp_path):
     async def work():
         async with offering(folders, tmp_path) as models:
