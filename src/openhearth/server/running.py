@@ -97,6 +97,12 @@ class _Connection(H11Protocol):
             self._head_timer = self.loop.call_later(self._patience.head_s, self.transport.abort)
 
 
+def _most_connections() -> int | None:
+    """Return how many connections leave files to the rest of the process, None for no limit."""
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if most_files == resource.RLIM_INFINITY else max(most_files - _SPARE_FILES, most_files // 2)
+
+
 class Server(uvicorn.Server):
     """A server that ends quietly: a signal begins the end and is not raised again afterwards.
 
@@ -106,12 +112,11 @@ class Server(uvicorn.Server):
     def __init__(self, app: ASGIApp, *, drain_s: float = DRAIN_S, on_ready: Callable[[], None] = lambda: None,
                  tls: Tls | None = None, patience: Patience = Patience()) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's mistakes are no news
-        most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         super().__init__(uvicorn.Config(
             app, http=partial(_Connection, patience), ws="none", loop="asyncio",
             lifespan="on", log_config=None, access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=drain_s, h11_max_incomplete_event_size=_HEADER_BYTES,
-            limit_concurrency=max(1, most_files - _SPARE_FILES),
+            limit_concurrency=_most_connections(),
             ssl_context_factory=None if tls is None else lambda config, default: tls.context))
         self._on_ready, self._tls = on_ready, tls
 
