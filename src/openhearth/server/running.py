@@ -89,7 +89,8 @@ class _Connection(H11Protocol):
     def _await_head(self) -> None:
         """Time what comes between requests: the rest of a head, or of a body that nobody waits for."""
         is_answering = self.cycle is not None and not self.cycle.response_complete
-        if is_answering or self.timeout_keep_alive_task is not None:
+        is_ending = self.timeout_keep_alive_task is not None or self.transport.is_closing()
+        if is_answering or is_ending:
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
