@@ -128,10 +128,12 @@ def test_a_client_that_reads_slowly_gets_its_whole_answer(hasty):
     with connect(hasty, SO_RCVBUF=4096) as connection:
         connection.sendall(request_of(body(max_tokens=300, logit_bias={"2": -100}, stream=True, logprobs=True,
                                            top_logprobs=20), extra=b"Connection: close\r\n"))
-        found = b""
+        found, started = b"", time.monotonic()
+        hasty.wait_idle()
         while part := connection.recv(16384):
             found += part
-            time.sleep(0.01)
+            time.sleep(0.05)
+    assert time.monotonic() - started > 1, "longer than this server waits for a head"
     assert len(found) > 300_000 and b"data: [DONE]\n\n" in found
     hasty.wait_idle()
 

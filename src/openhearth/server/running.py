@@ -89,12 +89,19 @@ class _Connection(H11Protocol):
     def _await_head(self) -> None:
         """Time what comes between requests: the rest of a head, or of a body that nobody waits for."""
         is_answering = self.cycle is not None and not self.cycle.response_complete
-        if is_answering or self.timeout_keep_alive_task is not None:
+        is_ending = self.timeout_keep_alive_task is not None or self.transport.is_closing()
+        if is_answering or is_ending:
             if self._head_timer is not None:
                 self._head_timer.cancel()
                 self._head_timer = None
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(self._patience.head_s, self.transport.abort)
+
+
+def _most_connections() -> int | None:
+    """Return how many connections leave files to the rest of the process, None for no limit."""
+    most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return None if most_files == resource.RLIM_INFINITY else max(most_files - _SPARE_FILES, most_files // 2)
 
 
 class Server(uvicorn.Server):
@@ -108,12 +115,11 @@ class Server(uvicorn.Server):
                  on_hangup: Callable[[], Awaitable[None]] | None = None, tls: Tls | None = None,
                  patience: Patience = Patience()) -> None:
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a client's mistakes are no news
-        most_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         super().__init__(uvicorn.Config(
             app, http=partial(_Connection, patience), ws="none", loop="asyncio",
             lifespan="on", log_config=None, access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=drain_s, h11_max_incomplete_event_size=_HEADER_BYTES,
-            limit_concurrency=max(1, most_files - _SPARE_FILES),
+            limit_concurrency=_most_connections(),
             ssl_context_factory=None if tls is None else lambda config, default: tls.context))
         self._on_ready, self._on_hangup, self._tls = on_ready, on_hangup, tls
         self._hangups: set[asyncio.Task[None]] = set()
