@@ -87,11 +87,13 @@ def test_log_likelihoods_are_those_of_the_model_scored_here(running, tiny_folder
     for question, choices in CHOICES:
         sums = []
         for choice in choices:
-            before, whole = len(model.encode_prompt(question)), model.encode_prompt(question + choice)
-            sums.append((sum(model.logprobs(whole).logprobs[before:]), len(choice)))
-        best = max(range(len(sums)), key=lambda place: sums[place][0])
+            before = model.encode_prompt(question)
+            # As lm-eval does it: where a token spans both, the beginning keeps its own.
+            token_ids = (*before, *model.encode_prompt(question + choice)[len(before):])
+            sums.append(sum(model.logprobs(token_ids).logprobs[len(before):]))
+        best = max(range(len(sums)), key=sums.__getitem__)
         rows.append({"question": question, "choices": choices, "answer": best if len(rows) % 2 else 0})
-        expected.append([total for total, _ in sums])
+        expected.append(sums)
     write_rows(tmp_path / "rows.jsonl", rows)
     (tmp_path / "choices.yaml").write_text(LOG_LIKELIHOOD_TASK.format(rows=tmp_path / "rows.jsonl"))
     results, samples = run_lm_eval(

@@ -333,3 +333,17 @@ def test_adapters_are_models_mixed_in_one_batch(tiny_folder, tmp_path):
         assert asyncio.run(ask(["tiny", "first", "second"] * 4)) == alone * 4
         running.wait_idle()
 
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_token_that_ends_a_text_completion_is_the_last_of_its_logprobs(client, oracle, echo):
+    settings = {"model": "tiny", "prompt": "The lazy", "max_tokens": 5, "logprobs": 1, "echo": echo,
+                "logit_bias": {"2": 100}, "temperature": 0}
+    answer = client.completions.create(**settings).choices[0]
+    num_prompt = len(oracle[0]("The lazy")["input_ids"]) if echo else 0
+    assert (answer.finish_reason, answer.text) == ("stop", "The lazy" if echo else "")
+    assert answer.logprobs.tokens[num_prompt:] == ["<|im_end|>"]
+    assert answer.logprobs.token_logprobs[-1] == pytest.approx(0, abs=1e-3)
+    assert answer.logprobs.text_offset[-1] == len(answer.text)
+    streamed = [chunk.choices[0] for chunk in client.completions.create(**settings, stream=True)]
+    assert [token for choice in streamed for token in choice.logprobs.tokens] == answer.logprobs.tokens

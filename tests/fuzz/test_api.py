@@ -17,7 +17,7 @@ from support.serving import serving
 
 schemathesis = pytest.importorskip("schemathesis")
 
-NUM_EXAMPLES = int(os.environ.get("HEARTH_FUZZ_EXAMPLES", "4"))
+NUM_EXAMPLES = int(os.environ.get("HEARTH_FUZZ_EXAMPLES", "3"))
 SHORT = {"max_tokens": 3, "max_completion_tokens": 3, "max_output_tokens": 3, "num_predict": 3, "n": 2}
 
 
