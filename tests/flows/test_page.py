@@ -118,7 +118,10 @@ def test_a_page_closed_on_the_way_keeps_what_had_come(visit, server):
     without_end(visit)
     page.fill("#prompt", "go on")
     page.press("#prompt", "Enter")
-    page.wait_for_timeout(1500)  # what has come is kept once a second
+    visit.wait("""async () => { const {Store} = await import('/page/store.js');
+        const [one] = await (await Store.open()).all();
+        return one && Object.values(one.nodes).some((node) => node.state === 'streaming'
+            && node.content.length > 40); }""")  # what has come is kept once a second
     page.reload()
     page.wait_for_selector("text=Interrupted")
     server.wait_idle()
