@@ -1,6 +1,5 @@
 """The web page in a real browser, against a real server: what people do with it."""
 
-import hashlib
 import json
 import time
 
@@ -12,7 +11,7 @@ from support.browser import Visit, browsing
 from support.serving import serving
 from support.tiny import build_llama
 
-from openhearth.server import Keys
+from openhearth.accounts import Key, Keys, hash_secret
 
 SEEDED = {"seed": "7", "temperature": "1", "max_completion_tokens": "12"}
 
@@ -489,7 +488,7 @@ def test_code_is_copied(visit):
 
 
 def test_a_server_with_keys_is_asked_with_one(browser, folder):
-    keys = Keys({"alice": hashlib.sha256(b"secret-of-alice").hexdigest()})
+    keys = Keys([Key("alice", hash_secret("secret-of-alice"))])
     with serving(folder, folder.parent / "home", keys=keys) as running:
         visit = Visit(browser, running.url)
         page = visit.open()

@@ -30,8 +30,8 @@ COMPLETIONS, EMBEDDINGS, RESPONSES = "/v1/completions", "/v1/embeddings", "/v1/r
 PLAIN = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 16}
 TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city.",
-    "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"],
-                   "additionalProperties": False}}}
+    "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}},
+                   "required": ["city"], "additionalProperties": False}}}
 ASKING = {"messages": [{"role": "user", "content": "What is the weather in Paris?"}], "tools": [TOOL],
           "temperature": 0, "max_tokens": 200}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20},

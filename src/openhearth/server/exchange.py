@@ -98,7 +98,7 @@ class Call:
 
         Raises: as `Served.open`, LimitReached.
         """
-        tally, model = self.record.tally, job.request.adapter or self.served.name
+        tally, model = self.record.tally, (job.request.adapter or self.served.name).partition("@")[0]
         tally.begin(model, len(job.request.prompt_token_ids))
         generation = await self.served.open(job, self.stack)
         tally.watch(model, generation)

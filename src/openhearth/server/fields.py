@@ -101,17 +101,24 @@ def text_or_list(items: Mapping[str, Any], **bounds: Any) -> dict[str, Any]:
     return {"anyOf": [{"type": "string"}, {"type": "array", "items": dict(items), **bounds}]}
 
 
-def object_schema(fields: Iterable[Field]) -> dict[str, Any]:
-    """Return the JSON schema of an object with these fields."""
-    return {"type": "object", "additionalProperties": False, "properties": {
+def object_schema(fields: Iterable[Field], *required: str) -> dict[str, Any]:
+    """Return the JSON schema of an object with these fields. required: names of those that must be there."""
+    schema = {"type": "object", "additionalProperties": False, "properties": {
         field.name: {**field.schema, "description": field.note} for field in fields}}
+    for name in required:
+        schema["properties"][name] = {**schema["properties"][name], "not": {"type": "null"}}
+    return {**schema, "required": list(required)} if required else schema
 
 
-def object_of(fields: Sequence[Field]) -> Reader:
-    """Return a reader of an object with fields of its own."""
-    @shaped(object_schema(fields))
+def object_of(fields: Sequence[Field], *required: str) -> Reader:
+    """Return a reader of an object with fields of its own. required: names of those that have to be there."""
+    @shaped(object_schema(fields, *required))
     def read(name: str, value: Any) -> dict[str, Any]:
-        return read_fields(fields, mapping(name, value), name)
+        values = read_fields(fields, mapping(name, value), name)
+        for one in required:
+            if one not in values:
+                raise Refusal(f"`{name}.{one}` is missing", field=f"{name}.{one}", code="missing_field")
+        return values
     return read
 
 

@@ -26,10 +26,12 @@ from openhearth.server.fields import (
     mapping,
     not_applicable,
     number,
+    object_schema,
     one_of,
     read_fields,
     refused,
     require,
+    shaped,
     stop_texts,
     text,
     whole,
@@ -65,6 +67,7 @@ FORMAT_FIELDS = (
 )
 
 
+@shaped(object_schema(CHOICE_FIELDS, "type"))
 def _read_choice(name: str, value: Any) -> dict[str, Any]:
     values = read_fields(CHOICE_FIELDS, mapping(name, value), name)
     if "type" not in values or (values["type"] == "tool") is not ("name" in values):
@@ -72,6 +75,7 @@ def _read_choice(name: str, value: Any) -> dict[str, Any]:
     return values
 
 
+@shaped(object_schema(THINKING_FIELDS))
 def _read_thinking(name: str, value: Any) -> dict[str, Any]:
     values = read_fields(THINKING_FIELDS, mapping(name, value), name)
     if "type" not in values or (values["type"] == "enabled") is not ("budget_tokens" in values):
@@ -79,6 +83,7 @@ def _read_thinking(name: str, value: Any) -> dict[str, Any]:
     return values
 
 
+@shaped(object_schema(OUTPUT_FIELDS))
 def _read_output(name: str, value: Any) -> dict[str, Any]:
     values = read_fields(OUTPUT_FIELDS, mapping(name, value), name)
     if "format" in values:

@@ -22,11 +22,14 @@ from openhearth.server.fields import (
     flag,
     mapping,
     not_applicable,
+    object_schema,
     one_of,
     read_fields,
     refused,
     require,
+    shaped,
     text,
+    text_or_list,
     wrong,
 )
 
@@ -45,9 +48,14 @@ TOOL_FIELDS = (
     _CACHE,
 )
 
+@shaped(text_or_list(object_schema(PART_FIELDS, "type")))
+def _blocks(name: str, value: Any) -> str | list[Any]:
+    return value if isinstance(value, str) else array(name, value)
+
+
 MESSAGE_FIELDS = (
     Field("role", "`user` or `assistant`", one_of("user", "assistant")),
-    Field("content", "text, or blocks", lambda name, value: value),
+    Field("content", "text, or blocks: `text`, `thinking`, `tool_use`, `tool_result`", _blocks),
 )
 
 USE_FIELDS = (
@@ -76,6 +84,7 @@ THINKING_FIELDS = (
 )
 
 
+@shaped({"type": "array", "items": object_schema(MESSAGE_FIELDS, "role", "content"), "minItems": 1})
 def read_turns(name: str, value: Any) -> list[dict[str, Any]]:
     """Return messages as chat templates read them. Raises: Refusal."""
     messages: list[dict[str, Any]] = []
@@ -89,7 +98,7 @@ def read_turns(name: str, value: Any) -> list[dict[str, Any]]:
             messages.append({"role": values["role"], "content": content})
             continue
         read = _assistant if values["role"] == "assistant" else _user
-        messages += read(f"{where}.content", array(f"{where}.content", content), tool_names)
+        messages += read(f"{where}.content", content, tool_names)
     if not messages:
         raise Refusal(f"`{name}` is empty", field=name, code="invalid_value",
                       why="a conversation has at least one message")
@@ -145,6 +154,7 @@ def _unread(where: str, kind: str) -> Refusal:
                    why="this version reads text, thoughts, tool calls and their results")
 
 
+@shaped({"type": "array", "items": object_schema(TOOL_FIELDS, "name", "input_schema")})
 def read_tools(name: str, value: Any) -> tuple[Tool, ...]:
     """Read a list of tools. Raises: Refusal."""
     tools = []

@@ -81,7 +81,23 @@ MESSAGE_FIELDS = (
 )
 
 
-@shaped({"type": "array", "items": object_schema(MESSAGE_FIELDS), "minItems": 1})
+_ROLE_OF = {"tool_calls": "assistant", "tool_call_id": "tool", "tool_name": "tool", "name": "tool"}
+"""Fields that messages of one role have."""
+
+
+def _message_schema(*roles: str) -> dict[str, Any]:
+    required = ("role",) if roles == ("assistant",) else ("role", "content")
+    schema = object_schema((field for field in MESSAGE_FIELDS if _ROLE_OF.get(field.name, roles[0]) in roles),
+                           *required)
+    schema["properties"]["role"] = {"enum": list(roles)}
+    return schema
+
+
+MESSAGE_SCHEMA = {"anyOf": [_message_schema("system", "developer", "user"), _message_schema("assistant"),
+                            _message_schema("tool")]}
+
+
+@shaped({"type": "array", "items": MESSAGE_SCHEMA, "minItems": 1})
 def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Return messages of role and content. Raises: Refusal for what this version cannot read."""
     messages = []
@@ -103,8 +119,7 @@ def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
 
 def _placed(message: dict[str, Any], where: str) -> dict[str, Any]:
     """Return a message whose fields fit its role. Raises: Refusal."""
-    allowed = {"tool_calls": "assistant", "tool_call_id": "tool", "tool_name": "tool", "name": "tool"}
-    for name, role in allowed.items():
+    for name, role in _ROLE_OF.items():
         if name in message and message["role"] != role:
             raise Refusal(f"`{where}.{name}` is given for role `{message['role']}`", field=f"{where}.{name}",
                           code="unsupported_field", why=f"only messages of role `{role}` have it")

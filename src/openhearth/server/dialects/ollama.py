@@ -20,7 +20,7 @@ from typing import Any
 from openhearth.chat import AnswerPiece, Reading, ToolCall, whole_answer
 from openhearth.errors import HearthError
 from openhearth.server.asking import Answering, Asked
-from openhearth.server.dialects.messages import MESSAGE_FIELDS, read_messages
+from openhearth.server.dialects.messages import MESSAGE_SCHEMA, read_messages
 from openhearth.server.dialects.ollama_models import describe, describe_loaded, model_facts
 from openhearth.server.dialects.tokens import token_records
 from openhearth.server.dialects.tools import arguments_of, read_format, read_tools
@@ -31,7 +31,6 @@ from openhearth.server.fields import (
     flag,
     number,
     object_of,
-    object_schema,
     one_of,
     read_fields,
     refused,
@@ -65,7 +64,7 @@ def _keep_alive(name: str, value: Any) -> float:
     return FOREVER_S if seconds > _LONGEST_S else seconds
 
 
-@shaped({"type": "array", "items": object_schema(MESSAGE_FIELDS)})
+@shaped({"type": "array", "items": MESSAGE_SCHEMA})
 def _messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Read messages; none ask to load the model, which it is."""
     return read_messages(name, value) if value != [] else []

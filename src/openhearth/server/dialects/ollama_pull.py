@@ -46,9 +46,7 @@ class Pulling:
 
     async def pull(self, call: Call) -> Stream | dict[str, Any]:
         """`POST /api/pull`."""
-        if not call.record.is_admin:
-            raise Refusal("this key may not change what is stored", status=403, code="not_an_admin",
-                          hint="a key with the role `admin`, or `hearth pull` on that machine")
+        call.require_admin()
         values = read_fields(FIELDS, call.body)
         name = values.get("model", values.get("name"))
         if name is None:

@@ -28,9 +28,12 @@ from openhearth.server.fields import (
     flag,
     mapping,
     not_applicable,
+    object_of,
+    object_schema,
     one_of,
     read_fields,
     require,
+    shaped,
     text,
     whole,
     wrong,
@@ -40,6 +43,7 @@ MAX_TOOLS = 128
 _OBJECT = {"type": "object"}
 
 
+@shaped({"type": "string", "pattern": f"^{NAME}$"})
 def function_name(name: str, value: Any) -> str:
     """Read the name of a function. Raises: Refusal."""
     if not isinstance(value, str) or not re.fullmatch(NAME, value):
@@ -47,6 +51,7 @@ def function_name(name: str, value: Any) -> str:
     return value
 
 
+@shaped(_OBJECT)
 def _schema(name: str, value: Any) -> Mapping[str, Any]:
     schema = mapping(name, value) or _OBJECT
     if schema.get("type", "object") != "object":
@@ -63,11 +68,12 @@ FUNCTION_FIELDS = (
 
 TOOL_FIELDS = (
     Field("type", "`function`", one_of("function")),
-    Field("function", "its name, description, parameters", mapping),
+    Field("function", "its name, description, parameters", object_of(FUNCTION_FIELDS, "name")),
     not_applicable("cache_control", "the cache finds equal beginnings by itself and changes no answer"),
 )
 
 
+@shaped({"type": "array", "items": object_schema(TOOL_FIELDS, "function"), "maxItems": MAX_TOOLS})
 def read_tools(name: str, value: Any) -> tuple[Tool, ...]:
     """Read a list of tools. Raises: Refusal."""
     tools = []
@@ -75,8 +81,7 @@ def read_tools(name: str, value: Any) -> tuple[Tool, ...]:
         where = f"{name}[{place}]"
         values = read_fields(TOOL_FIELDS, mapping(where, entry), where)
         require(values, "function")
-        function = read_fields(FUNCTION_FIELDS, values["function"], f"{where}.function")
-        require(function, "name")
+        function = values["function"]
         tools.append(Tool(function["name"], function.get("description", ""),
                           function.get("parameters", _OBJECT), function.get("strict", False)))
     return check_tools(name, tools)
@@ -90,6 +95,7 @@ def check_tools(name: str, tools: Sequence[Tool]) -> tuple[Tool, ...]:
     return tuple(tools)
 
 
+@shaped({"anyOf": [{"enum": ["none", "auto", "required"]}, _OBJECT]})
 def read_choice(name: str, value: Any) -> tuple[str, str | None]:
     """Read `none`, `auto`, `required` or a function by name, as (choice, name). Raises: Refusal."""
     if value in ("none", "auto", "required"):
@@ -100,22 +106,30 @@ def read_choice(name: str, value: Any) -> tuple[str, str | None]:
     raise wrong(name, value, "`none`, `auto`, `required` or a function by name")
 
 
-CALL_FIELDS = (
-    Field("id", "what `tool_call_id` of its result refers to", text),
-    Field("type", "`function`", one_of("function")),
-    Field("index", "its place among the calls", whole(0, MAX_TOOLS)),
-    Field("function", "name, and arguments as JSON text or as an object", mapping),
-)
+@shaped({"type": ["string", "object"]})
+def _arguments(name: str, value: Any) -> str | dict[str, Any]:
+    if not isinstance(value, str | dict):
+        raise wrong(name, value, "JSON text or an object")
+    return value
+
 
 CALLED_FIELDS = (
     Field("name", "the function", function_name),
-    Field("arguments", "JSON text, or an object", lambda name, value: value),
+    Field("arguments", "JSON text, or an object", _arguments),
     Field("index", "its place among the calls", whole(0, MAX_TOOLS)),
     not_applicable("description", "the tools have it"),
     not_applicable("parsed_arguments", "what a client read in `arguments`"),
 )
 
+CALL_FIELDS = (
+    Field("id", "what `tool_call_id` of its result refers to", text),
+    Field("type", "`function`", one_of("function")),
+    Field("index", "its place among the calls", whole(0, MAX_TOOLS)),
+    Field("function", "name, and arguments as JSON text or as an object", object_of(CALLED_FIELDS, "name")),
+)
 
+
+@shaped({"type": "array", "items": object_schema(CALL_FIELDS, "function")})
 def read_calls(name: str, value: Any) -> list[dict[str, Any]]:
     """Read the calls of a past turn. Raises: Refusal."""
     calls = []
@@ -123,13 +137,9 @@ def read_calls(name: str, value: Any) -> list[dict[str, Any]]:
         where = f"{name}[{place}]"
         values = read_fields(CALL_FIELDS, mapping(where, entry), where)
         require(values, "function")
-        function = read_fields(CALLED_FIELDS, values["function"], f"{where}.function")
-        require(function, "name")
-        arguments = function.get("arguments", {})
-        if not isinstance(arguments, str | dict):
-            raise wrong(f"{where}.function.arguments", arguments, "JSON text or an object")
+        function = values["function"]
         calls.append({**({"id": values["id"]} if "id" in values else {}), "type": "function",
-                      "function": {"name": function["name"], "arguments": arguments}})
+                      "function": {"name": function["name"], "arguments": function.get("arguments", {})}})
     return calls
 
 
@@ -142,11 +152,15 @@ SCHEMA_FIELDS = (
 
 RESPONSE_FORMAT_FIELDS = (
     Field("type", "`text`, `json_object` or `json_schema`", one_of("text", "json_object", "json_schema")),
-    Field("json_schema", "with `json_schema`: name and schema", mapping),
+    Field("json_schema", "with `json_schema`: name and schema", object_of(SCHEMA_FIELDS, "schema")),
 )
 
+def _any(name: str, value: Any) -> Any:
+    return value
+
+
 STRUCTURED_FIELDS = (
-    Field("json", "a JSON schema, as an object or as text", lambda name, value: value),
+    Field("json", "a JSON schema, as an object or as text", shaped({"type": ["string", "object"]})(_any)),
     Field("regex", "a regular expression for the whole answer, without look-around", text),
     Field("choice", "a list of texts, one of which is the answer", array),
     Field("grammar", "a grammar in llguidance's variant of Lark", text),
@@ -154,6 +168,9 @@ STRUCTURED_FIELDS = (
 )
 
 
+@shaped({"anyOf": [{"type": "object", "properties": {"type": {"enum": ["text", "json_object"]}},
+                    "required": ["type"], "additionalProperties": False},
+                   object_schema(RESPONSE_FORMAT_FIELDS, "type", "json_schema")]})
 def read_response_format(name: str, value: Any) -> GrammarText | None:
     """Read OpenAI's `response_format`; None for text. Raises: Refusal."""
     values = read_fields(RESPONSE_FORMAT_FIELDS, mapping(name, value), name)
@@ -164,12 +181,10 @@ def read_response_format(name: str, value: Any) -> GrammarText | None:
         return None
     if kind == "json_object":
         return schema_grammar(_OBJECT)
-    inner = read_fields(SCHEMA_FIELDS, values["json_schema"], f"{name}.json_schema")
-    if "schema" not in inner:
-        raise Refusal(f"`{name}.json_schema.schema` is missing", field=name, code="missing_field")
-    return named(f"{name}.json_schema.schema", lambda: schema_grammar(inner["schema"]))
+    return named(f"{name}.json_schema.schema", lambda: schema_grammar(values["json_schema"]["schema"]))
 
 
+@shaped({**object_schema(STRUCTURED_FIELDS), "minProperties": 1, "maxProperties": 1})
 def read_structured(name: str, value: Any) -> GrammarText:
     """Read vLLM's `structured_outputs`. Raises: Refusal."""
     values = read_fields(STRUCTURED_FIELDS, mapping(name, value), name)
@@ -188,6 +203,7 @@ def read_structured(name: str, value: Any) -> GrammarText:
     return named(where, lambda: (regex_grammar if kind == "regex" else lark_grammar)(given))
 
 
+@shaped({"anyOf": [{"enum": ["", "json"]}, _OBJECT]})
 def read_format(name: str, value: Any) -> GrammarText | None:
     """Read Ollama's `format`: `json`, or a schema. Raises: Refusal."""
     if value == "":
