@@ -13,14 +13,18 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from openhearth.chat import GrammarText, Reading, Thinking
 from openhearth.chat.thinking import ThoughtLimit, knows_thinking, thinking_after
 from openhearth.chat.tools import FORMATS, ToolFormat, call_grammar, find_format, written_out
 from openhearth.engine import TokenMask, grammar_mask
+from openhearth.errors import UsageError
 from openhearth.local import LocalModel
 from openhearth.server.errors import Refusal
+
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,12 @@ class Tool:
                                                  "parameters": dict(self.schema)}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answering:
     """What a request says about its answer.
 
     choice: "auto", "none", "required", or the `named` tool. is_parallel: false keeps an answer to one call.
-    grammar: of the content. thought_tokens: after so many a thought is closed. effort: how much to
+    grammar: of the content, from grammar_field. thought_tokens: after so many a thought is closed. effort: how much to
     think, as the request named it in field `effort_field`: "none", "on", or a level.
     """
 
@@ -55,6 +59,7 @@ class Answering:
     named: str | None = None
     is_parallel: bool = True
     grammar: GrammarText | None = None
+    grammar_field: str = "response_format"
     thought_tokens: int | None = None
     effort: str | None = None
     effort_field: str = "reasoning_effort"
@@ -99,14 +104,25 @@ def _prepare(model: LocalModel, messages: Sequence[Mapping[str, Any]], answering
         token_ids = (*token_ids, *model.tokenizer.encode(prefill))
     reading = Reading(thinking_after(rendered.text + prefill, is_known=is_known),
                       form if tools else None, frozenset(tool.name for tool in tools))
-    grammar = _grammar(model, answering, tools, form)
+    grammar = named("tools", lambda: _grammar(model, answering, tools, form))
     follow = None
     if grammar is not None:
-        follow = model.grammars.compile(reading.after_thinking(grammar, model.tokenizer)).follow
+        text = reading.after_thinking(grammar, model.tokenizer)
+        field = answering.grammar_field if grammar is answering.grammar else "tools"
+        follow = named(field, lambda: model.grammars.compile(text)).follow
     if answering.thought_tokens is not None and reading.thinking is not Thinking.NEVER:
         follow = partial(ThoughtLimit, model.tokenizer, reading.thinking, answering.thought_tokens, follow)
     mask = None if follow is None else grammar_mask(follow, model.spec.vocab_size)
     return Asked(token_ids, reading, mask, form if tools else None)
+
+
+def named(name: str, make: Callable[[], Made]) -> Made:
+    """Return what is made of a field; an error says which. Raises: Refusal for a UsageError."""
+    try:
+        return make()
+    except UsageError as error:
+        raise Refusal(f"`{name}`: {error.what}", field=name, code="invalid_grammar", why=error.why,
+                      hint=error.hint) from None
 
 
 def _grammar(model: LocalModel, answering: Answering, tools: Sequence[Tool],

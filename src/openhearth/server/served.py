@@ -16,7 +16,7 @@ from typing import Any
 from openhearth.chat import GrammarText, Reading
 from openhearth.engine import Engine, Request, Sampling, TokenMask
 from openhearth.local import LocalModel
-from openhearth.server.asking import Answering, Asked, prepare
+from openhearth.server.asking import Answering, Asked, named, prepare
 from openhearth.server.engine_thread import EngineThread
 from openhearth.server.errors import Refusal
 from openhearth.server.generation import Generation, Job
@@ -100,9 +100,9 @@ class Served:
         check_variables(variables or {})
         return await prepare(self.model, messages, answering, variables or {}, prefill=prefill)
 
-    async def follow(self, grammar: GrammarText) -> Callable[[], TokenMask]:
-        """Return a token mask that keeps answers inside a grammar. Raises: UsageError, Unsupported."""
-        return await asyncio.to_thread(self.model.follow, grammar)
+    async def follow(self, grammar: GrammarText, field: str) -> Callable[[], TokenMask]:
+        """Return a token mask that keeps answers inside the grammar of a field. Raises: Refusal, Unsupported."""
+        return await asyncio.to_thread(named, field, lambda: self.model.follow(grammar))
 
     async def encode(self, text: str) -> tuple[int, ...]:
         """Return the token ids of a plain prompt, with BOS where the tokenizer adds one."""

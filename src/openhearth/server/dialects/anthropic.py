@@ -14,10 +14,10 @@ from typing import Any
 
 from openhearth.chat import GrammarText, schema_grammar
 from openhearth.errors import HearthError
-from openhearth.server.asking import Answering, Asked
+from openhearth.server.asking import Answering, Asked, named
 from openhearth.server.dialects.anthropic_blocks import BlockStream, answer_blocks, read_tools, read_turns
 from openhearth.server.dialects.messages import read_content
-from openhearth.server.dialects.tools import function_name, named
+from openhearth.server.dialects.tools import function_name
 from openhearth.server.errors import Refusal, sentence, status_and_code
 from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
 from openhearth.server.fields import (
@@ -155,8 +155,10 @@ def _answering(values: Mapping[str, Any]) -> Answering:
     if "effort" in output and effort != "none":
         effort, field = output["effort"], "output_config.effort"
     grammar: GrammarText | None = output.get("format")
-    return Answering(tools, kind, chosen, not choice.get("disable_parallel_tool_use", False), grammar,
-                     thinking.get("budget_tokens"), effort, field)
+    return Answering(tools=tools, choice=kind, named=chosen, grammar=grammar,
+                     grammar_field="output_config.format.schema", effort=effort, effort_field=field,
+                     is_parallel=not choice.get("disable_parallel_tool_use", False),
+                     thought_tokens=thinking.get("budget_tokens"))
 
 
 async def create(call: Call) -> Stream | dict[str, Any]:

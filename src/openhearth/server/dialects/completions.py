@@ -130,7 +130,7 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
     call.note(model=values["model"])
     settings = {**sampling_settings(values), "num_logprobs": num_logprobs or 0}
     if "structured_outputs" in values:
-        settings["token_mask"] = await served.follow(values["structured_outputs"])
+        settings["token_mask"] = await served.follow(values["structured_outputs"], "structured_outputs")
     prompts = [await served.encode(prompt) if isinstance(prompt, str) else prompt
                for prompt in values["prompt"]]
     # All at once: prompts of one request share steps.

@@ -230,11 +230,12 @@ async def _ask(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any
     if isinstance(prompt, str):
         if think is not None:
             raise Refusal("`think` is given with `raw`", field="think", why="a raw prompt has no template")
-        mask = None if grammar is None else await call.served.follow(grammar)
+        mask = None if grammar is None else await call.served.follow(grammar, "format")
         return Asked(await call.served.encode(prompt), Reading(), mask, None)
     effort = {None: None, False: "none", True: "on"}.get(think, think)
     return await call.served.prepare(prompt, Answering(
-        values.get("tools", ()), grammar=grammar, effort=effort, effort_field="think"))
+        tools=values.get("tools", ()), grammar=grammar, grammar_field="format", effort=effort,
+        effort_field="think"))
 
 
 class _WholeCalls:

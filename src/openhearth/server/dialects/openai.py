@@ -119,14 +119,15 @@ def answering_of(values: dict[str, Any]) -> Answering:
         raise Refusal("`tool_choice` asks for a tool that is not there", field="tool_choice",
                       code="invalid_value",
                       why=f"`tools` has {', '.join(tool.name for tool in tools) or 'none'}")
-    grammar = values.get("response_format")
+    grammar, field = values.get("response_format"), "response_format"
     if "structured_outputs" in values:
         if grammar is not None:
             raise Refusal("`structured_outputs` and `response_format` are both given",
                           field="structured_outputs", hint="one of them")
-        grammar = values["structured_outputs"]
-    return Answering(tools, choice, named, values.get("parallel_tool_calls", True), grammar,
-                     values.get("reasoning_effort"))
+        grammar, field = values["structured_outputs"], "structured_outputs"
+    return Answering(tools=tools, choice=choice, named=named, grammar=grammar, grammar_field=field,
+                     is_parallel=values.get("parallel_tool_calls", True),
+                     effort=values.get("reasoning_effort"))
 
 
 class _Chat:

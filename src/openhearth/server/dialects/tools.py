@@ -20,8 +20,7 @@ from openhearth.chat import (
     schema_grammar,
 )
 from openhearth.chat.tools import NAME, ToolFormat
-from openhearth.errors import UsageError
-from openhearth.server.asking import Tool
+from openhearth.server.asking import Tool, named
 from openhearth.server.errors import Refusal
 from openhearth.server.fields import (
     Field,
@@ -203,15 +202,6 @@ def _json_of(name: str, value: Any) -> dict[str, Any]:
         except (ValueError, RecursionError):
             raise wrong(name, value, "a JSON schema") from None
     return mapping(name, value)
-
-
-def named(name: str, make: Any) -> GrammarText:
-    """Return a grammar; an error says which field it came from. Raises: Refusal."""
-    try:
-        return make()
-    except UsageError as error:
-        raise Refusal(f"`{name}`: {error.what}", field=name, code="invalid_grammar", why=error.why,
-                      hint=error.hint) from None
 
 
 def call_id(form: ToolFormat | None) -> str:
