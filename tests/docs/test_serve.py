@@ -8,12 +8,14 @@ import pytest
 from openhearth.server.dialects import (
     DIALECTS,
     anthropic,
+    anthropic_blocks,
     completions,
     messages,
     ollama,
     openai,
     openai_fields,
     tokenizing,
+    tools,
 )
 from openhearth.server.fields import describe
 
@@ -25,7 +27,16 @@ TABLES = {
     "POST /api/generate": ollama.GENERATE_FIELDS, "options": ollama.OPTIONS_FIELDS,
     "POST /api/show": ollama.SHOW_FIELDS, "a message": messages.MESSAGE_FIELDS,
     "a part of a message": messages.PART_FIELDS, "POST /tokenize": tokenizing.TOKENIZE_FIELDS,
-    "POST /detokenize": tokenizing.DETOKENIZE_FIELDS,
+    "POST /detokenize": tokenizing.DETOKENIZE_FIELDS, "a tool": tools.TOOL_FIELDS,
+    "a function": tools.FUNCTION_FIELDS, "a tool call": tools.CALL_FIELDS,
+    "a called function": tools.CALLED_FIELDS, "response_format": tools.RESPONSE_FORMAT_FIELDS,
+    "json_schema": tools.SCHEMA_FIELDS, "structured_outputs": tools.STRUCTURED_FIELDS,
+    "an Anthropic tool": anthropic_blocks.TOOL_FIELDS,
+    "an Anthropic message": anthropic_blocks.MESSAGE_FIELDS,
+    "tool_use": anthropic_blocks.USE_FIELDS, "tool_result": anthropic_blocks.RESULT_FIELDS,
+    "thinking block": anthropic_blocks.THINKING_FIELDS, "Anthropic tool_choice": anthropic.CHOICE_FIELDS,
+    "Anthropic thinking": anthropic.THINKING_FIELDS, "output_config": anthropic.OUTPUT_FIELDS,
+    "output_config.format": anthropic.FORMAT_FIELDS,
 }
 
 

@@ -29,8 +29,8 @@ MAX_CHARS = 64 << 10
 MAX_DEPTH = 64
 """Deepest nesting of a schema."""
 
-WHITESPACE = r"[\x20\n]{1,40}"
-"""Between JSON's signs; bounded, because small models like to go on with it for ever."""
+WHITESPACE = r"\x20|\n\x20{0,40}"
+"""Between JSON's signs: one space, or a line break and its indent. Small models would go on for ever."""
 
 _KEPT = 32
 _OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE, "lenient": False,

@@ -23,7 +23,6 @@ from openhearth.errors import UsageError
 from openhearth.local import LocalModel
 from openhearth.server.errors import Refusal
 
-
 Made = TypeVar("Made")
 
 
@@ -50,8 +49,8 @@ class Answering:
     """What a request says about its answer.
 
     choice: "auto", "none", "required", or the `named` tool. is_parallel: false keeps an answer to one call.
-    grammar: of the content, from grammar_field. thought_tokens: after so many a thought is closed. effort: how much to
-    think, as the request named it in field `effort_field`: "none", "on", or a level.
+    grammar: of the content, from grammar_field. thought_tokens: after so many a thought is closed.
+    effort: how much to think, as the request named it in effort_field: "none", "on", or a level.
     """
 
     tools: tuple[Tool, ...] = ()

@@ -101,7 +101,7 @@ class Served:
         return await prepare(self.model, messages, answering, variables or {}, prefill=prefill)
 
     async def follow(self, grammar: GrammarText, field: str) -> Callable[[], TokenMask]:
-        """Return a token mask that keeps answers inside the grammar of a field. Raises: Refusal, Unsupported."""
+        """Return a token mask that keeps answers inside a field's grammar. Raises: Refusal, Unsupported."""
         return await asyncio.to_thread(named, field, lambda: self.model.follow(grammar))
 
     async def encode(self, text: str) -> tuple[int, ...]:

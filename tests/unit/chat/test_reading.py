@@ -36,26 +36,36 @@ def deepseek(name, arguments):
 
 
 WRITTEN = {
-    "hermes": ("hermes", "Let me see.\n" + hermes("weather", PARIS) + "\n" + hermes("now", NONE), "Let me see."),
-    "hermes, other order": ("hermes", '<tool_call>{"arguments": ' + PARIS + ', "name": "weather"}</tool_call>'
-                            + hermes("now", NONE), ""),
-    "hermes, one brace too few": ("hermes", '<tool_call>{"name": "weather", "arguments": ' + PARIS
-                                  + "</tool_call>" + hermes("now", NONE), ""),
-    "hermes, more keys": ("hermes", '<tool_call>{"name": "weather", "arguments": ' + PARIS
-                          + ', "id": "}"}</tool_call>' + hermes("now", NONE), ""),
-    "llama3": ("llama3", f'{{"name": "weather", "parameters": {PARIS}}}; {{"name": "now", "parameters": {{}}}}',
-               ""),
-    "llama3, python tag": ("llama3", f'<|python_tag|>{{"type": "function", "name": "weather", "parameters": '
-                           f'{PARIS}}};{{"name": "now", "parameters": {{}}}}', ""),
-    "mistral": ("mistral", f'[TOOL_CALLS] [{{"name": "weather", "arguments": {PARIS}, "id": "abc123def"}}, '
-                '{"name": "now", "arguments": {}}]', ""),
-    "mistral, arguments": ("mistral-args", f"Hm.[TOOL_CALLS]weather[ARGS]{PARIS}[TOOL_CALLS]now[ARGS]{{}}", "Hm."),
-    "mistral, call ids": ("mistral-args", f"[TOOL_CALLS]weather[CALL_ID]abc123def[ARGS]{PARIS}"
-                          "[TOOL_CALLS]now[CALL_ID]1[ARGS]{}", ""),
-    "deepseek": ("deepseek", "So. " + CALLS + deepseek("weather", PARIS) + "\n" + deepseek("now", NONE)
-                 + CALLS_END, "So."),
-    "deepseek-v3.1": ("deepseek-v3.1", f"{CALLS}{CALL}weather{SEP}{PARIS}{CALL_END}{CALL}now{SEP}{{}}{CALL_END}"
-                      + CALLS_END, ""),
+    "hermes": (
+        "hermes", "Let me see.\n" + hermes("weather", PARIS) + "\n" + hermes("now", NONE), "Let me see."),
+    "hermes, other order": (
+        "hermes", '<tool_call>{"arguments": ' + PARIS + ', "name": "weather"}</tool_call>'
+        + hermes("now", NONE), ""),
+    "hermes, one brace too few": (
+        "hermes", '<tool_call>{"name": "weather", "arguments": ' + PARIS + "</tool_call>"
+        + hermes("now", NONE), ""),
+    "hermes, more keys": (
+        "hermes", '<tool_call>{"name": "weather", "arguments": ' + PARIS + ', "id": "}"}</tool_call>'
+        + hermes("now", NONE), ""),
+    "llama3": (
+        "llama3", f'{{"name": "weather", "parameters": {PARIS}}}; {{"name": "now", "parameters": {{}}}}', ""),
+    "llama3, python tag": (
+        "llama3", f'<|python_tag|>{{"type": "function", "name": "weather", "parameters": {PARIS}}};'
+        '{"name": "now", "parameters": {}}', ""),
+    "mistral": (
+        "mistral", f'[TOOL_CALLS] [{{"name": "weather", "arguments": {PARIS}, "id": "abc123def"}}, '
+        '{"name": "now", "arguments": {}}]', ""),
+    "mistral, arguments": (
+        "mistral-args", f"Hm.[TOOL_CALLS]weather[ARGS]{PARIS}[TOOL_CALLS]now[ARGS]{{}}", "Hm."),
+    "mistral, call ids": (
+        "mistral-args", f"[TOOL_CALLS]weather[CALL_ID]abc123def[ARGS]{PARIS}"
+        "[TOOL_CALLS]now[CALL_ID]1[ARGS]{}", ""),
+    "deepseek": (
+        "deepseek", "So. " + CALLS + deepseek("weather", PARIS) + "\n" + deepseek("now", NONE) + CALLS_END,
+        "So."),
+    "deepseek-v3.1": (
+        "deepseek-v3.1", f"{CALLS}{CALL}weather{SEP}{PARIS}{CALL_END}{CALL}now{SEP}{{}}{CALL_END}{CALLS_END}",
+        ""),
 }
 
 
@@ -134,10 +144,11 @@ def test_a_thought_and_then_a_call():
     assert all(read(reading, text, [cut]) == expected for cut in range(len(text)))
 
 
-PARTS = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "now", ', '"arguments": ',
-                         "{}", "{", "}", '"', "\\", ", ", "[", "]", ";", "\n", " ", "a", "<", "[TOOL_CALLS]",
-                         "[ARGS]", "<|python_tag|>", CALLS, CALLS_END, CALL, CALL_END, SEP, "function", "```json",
-                         "```", "now", "\u00e9", '{"name": "weather", "parameters": {"a": "b"}}'])
+PARTS = st.sampled_from([
+    "<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "now", ', '"arguments": ', "{}", "{", "}",
+    '"', "\\", ", ", "[", "]", ";", "\n", " ", "a", "<", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", CALLS,
+    CALLS_END, CALL, CALL_END, SEP, "function", "```json", "```", "now", "\u00e9",
+    '{"name": "weather", "parameters": {"a": "b"}}'])
 
 
 @settings(max_examples=400, deadline=None)

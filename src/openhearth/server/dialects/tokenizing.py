@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from openhearth.server.asking import Answering
 from openhearth.server.dialects.messages import read_messages
 from openhearth.server.dialects.openai_fields import error_document
 from openhearth.server.dialects.tokens import plain_text
+from openhearth.server.dialects.tools import read_tools
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Dialect, Route
 from openhearth.server.fields import Field, array, flag, mapping, read_fields, refused, require, text, wrong
@@ -31,7 +33,7 @@ TOKENIZE_FIELDS = (
     refused("add_generation_prompt", "conversations end with it; `true` is taken", True),
     refused("continue_final_message", "not in this version", False),
     refused("chat_template", "the model's own template is used"),
-    refused("tools", "tool calls are not in this version", []),
+    Field("tools", "with `messages`: functions that the model may call", read_tools),
 )
 
 DETOKENIZE_FIELDS = (
@@ -47,8 +49,12 @@ async def tokenize(call: Call) -> dict[str, Any]:
     served.adapter_of(values.get("model", served.name))
     if ("prompt" in values) == ("messages" in values):
         raise Refusal("a request has either `prompt` or `messages`", field="prompt")
+    if values.get("tools") and "messages" not in values:
+        raise Refusal("`tools` is given without `messages`", field="tools")
     if "messages" in values:
-        token_ids = await served.render(values["messages"], values.get("chat_template_kwargs"))
+        answering = Answering(tools=values.get("tools", ()))
+        asked = await served.prepare(values["messages"], answering, values.get("chat_template_kwargs"))
+        token_ids = asked.token_ids
     elif values.get("add_special_tokens", True):
         token_ids = await served.encode(values["prompt"])
     else:
