@@ -338,7 +338,7 @@ def test_ollama_formats_tools_and_thoughts(llama):
     assert thoughtful.eval_count == 5
 
 
-def test_ollama_calls_come_whole(running, llama, marks):
+def test_ollama_takes_calls_and_their_results(llama):
     call = {"function": {"name": "weather", "arguments": {"city": "Paris", "days": 1}}}
     messages = [*USER, {"role": "assistant", "content": "", "tool_calls": [call]},
                 {"role": "tool", "content": "3", "tool_name": "weather"}]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from openhearth.chat.tokenizer import Tokenizer
+from openhearth.chat.tokenizer import Tokenizer, well_formed
 from openhearth.errors import Unsupported, UsageError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def regex_grammar(pattern: str) -> GrammarText:
     """Return the grammar of texts that a regular expression matches as a whole. Raises: UsageError."""
     import llguidance
 
-    wrapped = json.loads(llguidance.LLMatcher.grammar_from_regex(pattern))
+    wrapped = json.loads(llguidance.LLMatcher.grammar_from_regex(well_formed(pattern)))
     return _one("regular expression", wrapped["grammars"][0])
 
 

@@ -127,9 +127,16 @@ class ThoughtLimit:
             if self._has_closed and self._closing:
                 self._closing.pop(0)
         self._num_seen = len(token_ids)
-        if len(token_ids) >= self._most and self._split.is_thinking:
-            self._has_closed = True
+        inner = None if self._inner is None else self._inner.allowed(token_ids)
+        is_over = len(token_ids) >= self._most and self._split.is_thinking
+        if is_over and not self._has_closed:
+            # Not inside a character, where a grammar wants the rest of it first.
+            self._has_closed = inner is None or _has_bit(inner, self._closing[0])
         if self._has_closed and self._closing:
             only = self._closing[0]
             return (1 << only).to_bytes(only // 8 + 1, "little")
-        return None if self._inner is None else self._inner.allowed(token_ids)
+        return inner
+
+
+def _has_bit(bits: bytes, place: int) -> bool:
+    return place < 8 * len(bits) and bool(bits[place // 8] >> place % 8 & 1)

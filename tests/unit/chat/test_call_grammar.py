@@ -13,7 +13,7 @@ from openhearth import chat
 from openhearth.chat.pieces import whole_answer
 from openhearth.chat.reading import Reading
 from openhearth.chat.template import ChatTemplate
-from openhearth.chat.thinking import Thinking
+from openhearth.chat.thinking import Thinking, ThoughtLimit
 from openhearth.chat.tokenizer import Marks, Tokenizer
 from openhearth.chat.tools import FORMATS, call_grammar, find_format
 
@@ -108,6 +108,33 @@ def test_an_answer_follows_its_grammar_after_a_thought(tiny_folder, start, is_co
     assert len(answers) >= 6 and answers[0].reasoning == 'Hm, {"city"? \u4e09'
     for answer in answers:
         jsonschema.validate(json.loads(answer.content), SCHEMAS["weather"])
+
+
+@pytest.mark.parametrize("is_control", [False, True])
+def test_a_thought_is_closed_after_its_tokens(tiny_folder, is_control):
+    tokenizer = tokenizer_with(tiny_folder, ["<think>", "</think>"] if is_control else ())
+    reading = Reading(Thinking.INSIDE)
+    grammar = chat.Grammars(tokenizer).compile(
+        reading.after_thinking(chat.schema_grammar(SCHEMAS["weather"]), tokenizer))
+    closing = len(tokenizer.encode("\n</think>\n\n", parse_control=True))
+    for seed in range(6):
+        limit = ThoughtLimit(tokenizer, Thinking.INSIDE, 9, grammar.follow)
+        rng, token_ids, free = np.random.default_rng(seed), [], 0
+        while len(token_ids) < 200 and STOP not in token_ids:
+            bits = np.unpackbits(np.frombuffer(limit.allowed(token_ids), np.uint8), bitorder="little")
+            may = np.nonzero(bits)[0]
+            free += len(may) > 1
+            token_ids.append(int(rng.choice(may)))
+        answer = read(reading, tokenizer, token_ids[:-1])
+        jsonschema.validate(json.loads(answer.content), SCHEMAS["weather"])
+        closed = min(place for place in range(len(token_ids))
+                     if "</think>" in tokenizer.decode(token_ids[:place], skip_special=False))
+        assert closed <= 9 + 3 + closing and free > 9
+    alone = ThoughtLimit(tokenizer, Thinking.INSIDE, 2, None)
+    assert alone.allowed([5]) is None and alone.allowed([5, 6]) is not None
+    closed = ThoughtLimit(tokenizer, Thinking.INSIDE, 9, None)
+    written = tokenizer.encode("a</think>", parse_control=True)
+    assert closed.allowed([*written, *[5] * 20]) is None
 
 
 @pytest.mark.parametrize("style,expected", [("qwen3", "hermes"), ("llama3", "llama3"), ("mistral", "mistral"),
