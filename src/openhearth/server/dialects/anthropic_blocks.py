@@ -55,6 +55,7 @@ USE_FIELDS = (
     Field("id", "what `tool_use_id` of its result refers to", text),
     Field("name", "the tool", function_name),
     Field("input", "its arguments", mapping),
+    refused("toolset_name", "there are no sets of tools"),
     _CACHE,
     not_applicable("caller", "tools are called by the model alone"),
 )
@@ -64,6 +65,7 @@ RESULT_FIELDS = (
     Field("tool_use_id", "the call that it answers", text),
     Field("content", "text, or blocks of text", read_content),
     Field("is_error", "the model reads `Error: ` before the text", flag),
+    refused("toolset_name", "there are no sets of tools"),
     _CACHE,
 )
 

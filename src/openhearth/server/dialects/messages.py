@@ -60,6 +60,7 @@ MESSAGE_FIELDS = (
     Field("name", "the same; refused for other roles, chat templates have no place for it", text),
     refused("function_call", "the older form of `tool_calls`"),
     refused("refusal", "models here refuse in words"),
+    not_applicable("parsed", "what a client read in `content`"),
     refused("annotations", "there are none", []),
     refused("audio", "this version reads text only"),
     refused("images", "this version reads text only", []),

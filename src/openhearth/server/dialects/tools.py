@@ -112,6 +112,7 @@ CALLED_FIELDS = (
     Field("arguments", "JSON text, or an object", lambda name, value: value),
     Field("index", "its place among the calls", whole(0, MAX_TOOLS)),
     not_applicable("description", "the tools have it"),
+    not_applicable("parsed_arguments", "what a client read in `arguments`"),
 )
 
 
