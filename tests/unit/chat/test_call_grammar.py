@@ -35,7 +35,7 @@ def long_marks(form):
     return [mark for mark in form.marks if len(mark) > 3]
 
 
-def draw(grammar, tokenizer, rng, prefix=(), most=300):
+def draw(grammar, tokenizer, rng, prefix=(), most=700):
     follower, token_ids = grammar.follow(), list(prefix)
     for place in range(len(prefix)):
         follower.allowed(token_ids[:place + 1])
