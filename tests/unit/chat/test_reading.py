@@ -90,6 +90,12 @@ def test_arguments_come_as_they_are_written():
                     [("arguments", 'ris"}')], [], []]
 
 
+def test_an_answer_in_json_is_not_held_back():
+    reader = Reading(Thinking.NEVER, FORMATS["llama3"], NAMES).begin()
+    assert reader.push('{"na') == []
+    assert "".join(piece.text for piece in reader.push('tion": "Fr')) == '{"nation": "Fr'
+
+
 @pytest.mark.parametrize("form,text", [
     ("hermes", "a < b and <tool_callx> or <tool_call> nothing"),
     ("hermes", '<tool_call>{"name": 7, "arguments": {}}</tool_call> and more '),

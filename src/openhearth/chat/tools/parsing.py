@@ -21,6 +21,7 @@ _LEAD_CHARS = 256
 _HEAD_CHARS = 4096
 _HEAD = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*'
                    r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_OTHER = re.compile(r'\{\s*"(?!(?:name|type|id|function|arguments|parameters)")[^"\\]*["\\]')
 _JSON = re.compile(r'[\s\w{}\[\]:,.+-]')
 
 
@@ -137,6 +138,8 @@ class CallParser:
 
     def _object(self) -> bool:
         """In an object of name and arguments, before it is known to be a call."""
+        if not self._trigger.strip() and _OTHER.match(self._held):
+            return self._give_up()  # an answer in JSON is shown as it comes
         head = _HEAD.match(self._held, 0, _HEAD_CHARS)
         if head is not None and (name := _text_of(head["name"])) is not None and self._is_tool(name):
             self._outer = JsonSpan()
