@@ -33,6 +33,10 @@ WHITESPACE = r"\x20|\n\x20{0,40}"
 """Between JSON's signs: one space, or a line break and its indent. Small models would go on for ever."""
 
 _KEPT = 32
+_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_LISTED = ("anyOf", "oneOf", "prefixItems")
+_OPENING = frozenset({"additionalProperties", "unevaluatedProperties", "patternProperties", "anyOf", "oneOf",
+                      "$ref", "if"})
 _OPTIONS = {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE, "lenient": False,
             "coerce_one_of": False}
 
@@ -111,8 +115,33 @@ def quoted(text: str) -> str:
 
 
 def with_options(schema: Mapping[str, Any] | bool) -> Any:
-    """Return a schema that says how its JSON is written."""
-    return {**schema, "x-guidance": _OPTIONS} if isinstance(schema, Mapping) else schema
+    """Return a schema that says how its JSON is written, without properties that it does not name."""
+    if not isinstance(schema, Mapping):
+        return schema
+    check_depth("schema", schema)
+    return {**_closed(schema, is_mixed='"allOf"' in json.dumps(schema)), "x-guidance": _OPTIONS}
+
+
+def _closed(schema: Any, *, is_mixed: bool) -> Any:
+    """Return a schema whose objects have the properties that they name, where it leaves that open.
+
+    Small models would invent others for ever. Every answer still is one of the schema. is_mixed: schemas are
+    put together (`allOf`), where a closed one would leave nothing.
+    """
+    if not isinstance(schema, Mapping) or is_mixed:
+        return schema
+    closed = {key: _inner(key, value) for key, value in schema.items()}
+    if "properties" in schema and not _OPENING.intersection(schema):
+        closed["additionalProperties"] = False
+    return closed
+
+
+def _inner(key: str, value: Any) -> Any:
+    if key in _NAMED and isinstance(value, Mapping):
+        return {name: _closed(one, is_mixed=False) for name, one in value.items()}
+    if key in _LISTED and isinstance(value, list):
+        return [_closed(one, is_mixed=False) for one in value]
+    return _closed(value, is_mixed=False) if key in ("items", "additionalProperties") else value
 
 
 def _one(kind: str, grammar: Any) -> GrammarText:

@@ -110,6 +110,22 @@ def test_the_same_answer_may_be_asked_again_and_others_do_not_matter(grammars, t
     assert stepwise == first
 
 
+def test_objects_have_the_properties_that_they_name_unless_a_schema_says_otherwise(grammars, tokenizer):
+    inner = {"type": "object", "properties": {"b": {"const": {"properties": {}}}}, "required": ["b"]}
+    schema = {"type": "object", "properties": {"a": {"$ref": "#/$defs/inner"}}, "$defs": {"inner": inner}}
+    opened = {**schema, "additionalProperties": {"type": "integer"}}
+    mixed = {"allOf": [{"type": "object", "properties": {name: {"type": "integer"}}} for name in "ac"]}
+    value = '{"a": {"b": {"properties": {}}}'
+    cases = [(schema, value + "}", True), (schema, value + ', "c": 1}', False), (schema, "{}", True),
+             (schema, '{"a": {"b": {"properties": {}}, "c": 1}}', False), (opened, value + ', "c": 1}', True),
+             (mixed, '{"a": 1, "c": 1}', True)]
+    for one, text, is_good in cases:
+        follower, token_ids = grammars.compile(chat.schema_grammar(one)).follow(), tokenizer.encode(text)
+        fits = all(token_id in allowed(follower, token_ids[:place])
+                   for place, token_id in enumerate(token_ids))
+        assert fits is is_good, (one, text)
+
+
 def test_an_answer_that_left_its_grammar_is_an_error(grammars, tokenizer):
     follower = grammars.compile(chat.schema_grammar(PERSON)).follow()
     with pytest.raises(UsageError, match="cannot be followed any further"):
