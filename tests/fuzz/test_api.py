@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 from support.serving import serving
+from support.tiny import build_llama
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -22,8 +23,10 @@ SHORT = {"max_tokens": 3, "max_completion_tokens": 3, "max_output_tokens": 3, "n
 
 
 @pytest.fixture(scope="module")
-def running(tiny_folder, tmp_path_factory):
-    with serving(tiny_folder, tmp_path_factory.mktemp("home")) as server:
+def running(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "tiny"
+    build_llama(folder, max_position_embeddings=4096)
+    with serving(folder, tmp_path_factory.mktemp("home")) as server:
         yield server
 
 
@@ -72,7 +75,10 @@ def statuses_of(operation, mode, running):
     properties = content.get("application/json", {}).get("schema", {}).get("properties", {})
     seen = set()
 
-    @given(case=operation.as_strategy(generation_mode=mode), is_filled=st.booleans())
+    is_positive = mode == schemathesis.GenerationMode.POSITIVE
+
+    @given(case=operation.as_strategy(generation_mode=mode),
+           is_filled=st.just(True) if is_positive else st.booleans())
     @settings(max_examples=NUM_EXAMPLES, deadline=None, derandomize=True, database=None,
               suppress_health_check=list(HealthCheck))
     def ask(case, is_filled):

@@ -122,7 +122,7 @@ def _chat(body):
 def _message(body):
     head = {"id": "m1", "type": "message", "role": "assistant", "model": "tiny", "stop_sequence": None}
     usage = {"input_tokens": 3, "output_tokens": 2}
-    is_call = body["tool_choice"] == {"type": "any"}
+    is_call = body["tool_choice"]["type"] == "any"
     block = {"type": "tool_use", "id": "t1", "name": CALL["name"], "input": json.loads(CALL["arguments"])}
     content = [block] if is_call else [{"type": "text", "text": "Sunny."}]
     reason = "tool_use" if is_call else "end_turn"

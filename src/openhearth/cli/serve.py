@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,6 +62,8 @@ def command(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="No access log."),
 ) -> None:
     """Serve models to OpenAI, Anthropic and Ollama clients."""
+    import asyncio
+
     from openhearth import listening
     from openhearth.cli.guard import read_guard
 

@@ -18,9 +18,11 @@ from openhearth.conform.wire import Peer, Reply, data_of
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 GREEDY = {"messages": USER, "temperature": 0, "max_tokens": 24}
 TOOL = {"name": "get_weather", "description": "Weather of a city.",
-        "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}
+        "input_schema": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}},
+                         "required": ["city"], "additionalProperties": False}}
 ASKING = {"messages": [{"role": "user", "content": "What is the weather in Paris?"}], "tools": [TOOL],
-          "temperature": 0, "max_tokens": 200, "tool_choice": {"type": "any"}}
+          "temperature": 0, "max_tokens": 400,
+          "tool_choice": {"type": "any", "disable_parallel_tool_use": True}}
 _REASONS = ("end_turn", "max_tokens", "stop_sequence", "tool_use", "refusal", "pause_turn",
             "model_context_window_exceeded")
 _VERSION = {"anthropic-version": "2023-06-01"}

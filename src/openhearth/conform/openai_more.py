@@ -33,7 +33,7 @@ TOOL = {"type": "function", "function": {
     "parameters": {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}},
                    "required": ["city"], "additionalProperties": False}}}
 ASKING = {"messages": [{"role": "user", "content": "What is the weather in Paris?"}], "tools": [TOOL],
-          "temperature": 0, "max_tokens": 200}
+          "temperature": 0, "max_tokens": 400, "parallel_tool_calls": False}
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 20},
                                            "is_big": {"type": "boolean"}},
           "required": ["name", "is_big"], "additionalProperties": False}

@@ -8,6 +8,7 @@ import pytest
 from support.faulty import Faulty, canned_app
 from support.in_process import run_main
 from support.serving import offer_tiny, serving_app, serving_models
+from support.tiny import build_llama
 
 from openhearth.accounts import Key, Keys, hash_secret
 from openhearth.conform import DIALECTS, conform
@@ -32,7 +33,7 @@ def title(check):
 
 
 @pytest.fixture(scope="module")
-def ours(tiny_folder, tmp_path_factory):
+def ours(tmp_path_factory):
     """(our server behind a wall that can change what it says, its address)."""
     walls = []
 
@@ -40,7 +41,9 @@ def ours(tiny_folder, tmp_path_factory):
         walls.append(Faulty(app))
         return walls[0]
 
-    models = Models(offer_tiny({"tiny": tiny_folder}, tmp_path_factory.mktemp("home")), memory_bytes=1 << 30)
+    folder = tmp_path_factory.mktemp("tiny") / "tiny"
+    build_llama(folder, max_position_embeddings=4096)  # a prompt with tools in words is long
+    models = Models(offer_tiny({"tiny": folder}, tmp_path_factory.mktemp("home")), memory_bytes=1 << 30)
     keys = Keys([Key("us", hash_secret(KEY))])
     with serving_models(models, keys=keys, around=around) as running:
         yield walls[0], running.url
