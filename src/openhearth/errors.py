@@ -109,6 +109,20 @@ class QueueFull(HearthError):
     exit_code = 9
 
 
+class LimitReached(HearthError):
+    """A key's rate or quota is used up. retry_after_s: when there is room again, None for never.
+
+    is_quota: of a day, a month or in all; otherwise of the last minute.
+    """
+
+    exit_code = 9
+
+    def __init__(self, what: str, *, why: str = "", hint: str = "", retry_after_s: int | None = None,
+                 is_quota: bool = False) -> None:
+        super().__init__(what, why=why, hint=hint)
+        self.retry_after_s, self.is_quota = retry_after_s, is_quota
+
+
 class TemplateError(HearthError):
     """A chat template is missing, broken, too large, too slow, or raised an error of its own."""
 

@@ -31,6 +31,8 @@ from openhearth.engine import (
     RequestTimings,
     Sampling,
     TokenEvent,
+    TokenMask,
+    grammar_mask,
 )
 from openhearth.errors import TemplateError, UsageError
 from openhearth.kernels import select
@@ -105,12 +107,13 @@ class TokenLogprobs:
 
 
 def load(
-    ref: str | None = None,
+    ref: str | hub.StoredModel | None = None,
     *,
     dtype: Literal["auto", "float32", "bfloat16"] = "auto",
-    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] = "auto",
+    weights: Literal["auto", "float32", "bfloat16", "int8", "int4"] | WeightChoice = "auto",
     context_length: int | None = None,
     cache_dtype: CacheDtype = "auto",
+    cache_bytes: int | None = None,
     num_threads: int | None = None,
     adapter: Path | None = None,
     config: Config | None = None,
@@ -119,8 +122,9 @@ def load(
 ) -> LocalModel:
     """Load a model, fetching it first when it is not on disk.
 
-    ref: see `hub.parse_ref`; None is the catalogue's default. dtype, weights: see `spec.choose_weights`.
-    context_length: caps the model's own, in tokens. cache_dtype: see `engine.EngineSettings`.
+    ref: see `hub.parse_ref`, or a model that is on disk; None is the catalogue's default. dtype, weights:
+    see `spec.choose_weights`, or what it chose before. context_length: caps the model's own, in tokens.
+    cache_dtype, cache_bytes: see `engine.EngineSettings`.
     num_threads: None uses every core this process may use. adapter: folder of one (PEFT's layout) that
     every answer takes. on_load: called with bytes done and bytes in all while weights are read.
     Raises: ModelNotFound, BadFile, Unsupported, NetworkError, NotEnoughDisk, NotEnoughMemory,
@@ -130,7 +134,8 @@ def load(
         raise UsageError(f"{num_threads} threads cannot run a model", why="expected 1 or more",
                          hint=f"--threads {hardware.usable_cores()}")
     config = config or Config.from_env()
-    stored = hub.pull(ref or hub.DEFAULT_MODEL, config, on_progress)
+    is_stored = isinstance(ref, hub.StoredModel)
+    stored = ref if is_stored else hub.pull(ref or hub.DEFAULT_MODEL, config, on_progress)
     started = time.perf_counter()
     checkpoint = formats.open_checkpoint(stored.path)
     spec = read_spec(checkpoint)
@@ -139,11 +144,13 @@ def load(
     tokenizer = chat.load_tokenizer(checkpoint)
     template = chat.load_template(checkpoint, tokenizer)
     select.set_num_threads(num_threads or hardware.usable_cores())
-    chosen = choose_weights(weights, dtype, checkpoint, spec, has_native=select.chosen().is_native)
+    chosen = weights if isinstance(weights, WeightChoice) else choose_weights(
+        weights, dtype, checkpoint, spec, has_native=select.chosen().is_native)
     model = load_model(checkpoint, spec, dtype=_DTYPES[chosen.dtype], weights=chosen.form,
                        on_progress=on_load)
     engine = Engine(model, weights_version=stored.weights_sha256,
-                    settings=EngineSettings(context_length=context_length, cache_dtype=cache_dtype))
+                    settings=EngineSettings(context_length=context_length, cache_dtype=cache_dtype,
+                                             cache_bytes=cache_bytes))
     if stored_adapter is not None:
         engine.attach(_ADAPTER, stored_adapter.weights)
     return LocalModel(stored, tokenizer, template, engine, weights=chosen,
@@ -163,8 +170,9 @@ class LocalModel:
 
     Sampling arguments everywhere: temperature, top_k, top_p, min_p, repetition_penalty,
     presence_penalty, frequency_penalty, logit_bias, max_tokens, num_logprobs, token_mask as in
-    `engine.Sampling`; stop (strings); stop_token_ids (added to the model's own); seed (None draws
-    one and reports it). What is left out comes from `default_sampling`.
+    `engine.Sampling`; schema (a JSON schema that the answer follows); stop (strings); stop_token_ids
+    (added to the model's own); seed (None draws one and reports it). What is left out comes from
+    `default_sampling`.
     """
 
     def __init__(self, stored: hub.StoredModel, tokenizer: chat.Tokenizer,
@@ -183,6 +191,7 @@ class LocalModel:
         self.adapter = adapter
         self.adapter_name = None if adapter is None else _ADAPTER
         self.default_sampling = dict(default_sampling)
+        self.grammars = chat.Grammars(tokenizer)
         self._lock = threading.RLock()
         self._inboxes: dict[int, deque[TokenEvent]] = {}
         self._abandoned: deque[int] = deque()
@@ -203,6 +212,10 @@ class LocalModel:
                                 why="it is a base model: it continues text, it does not hold conversations",
                                 hint=f"hearth run --raw {self.stored.name} \"Once upon a time\"")
         return chat.render(self.template, self.tokenizer, messages, **variables)
+
+    def follow(self, grammar: chat.GrammarText) -> Callable[[], TokenMask]:
+        """Return a `token_mask` that keeps answers inside a grammar. Raises: UsageError, Unsupported."""
+        return grammar_mask(self.grammars.compile(grammar).follow, self.spec.vocab_size)
 
     def generate(self, prompt: Prompt | Sequence[Prompt], *, n: int = 1, **sampling: Any):
         """Continue a plain prompt, or several in one batch.
@@ -252,7 +265,9 @@ class LocalModel:
 
     def _open(self, prompt_token_ids: tuple[int, ...], n: int, *, stop: str | Sequence[str] = (),
               stop_token_ids: Sequence[int] = (), seed: int | None = None, max_tokens: int | None = None,
-              **sampling: Any) -> _Stream:
+              schema: Mapping[str, Any] | None = None, **sampling: Any) -> _Stream:
+        if schema is not None:
+            sampling["token_mask"] = self.follow(chat.schema_grammar(schema))
         seed = secrets.randbits(53) if seed is None else seed
         settings = {**self.default_sampling, **{k: v for k, v in sampling.items() if v is not None}}
         try:
@@ -310,12 +325,13 @@ class LocalModel:
 class CompletionText:
     """Text and tokens of one completion while it grows.
 
-    texts: what was safe to show, piece by piece. events: those that brought a token. finish_reason: None
-    until it ended. Example: ``CompletionText(tokenizer, ("END",)).add(event, stop_token_ids)``.
+    shown: control tokens that give text. texts: what was safe to show, piece by piece. events: those that
+    brought a token. finish_reason: None until it ended.
+    Example: ``CompletionText(tokenizer, ("END",)).add(event, stop_token_ids)``.
     """
 
-    def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...]) -> None:
-        self.stream = chat.TextStream(tokenizer)
+    def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...], shown: Sequence[str] = ()) -> None:
+        self.stream = chat.TextStream(tokenizer, shown=shown)
         self.stops = chat.StopStrings(stops)
         self.texts: list[str] = []
         self.events: list[TokenEvent] = []

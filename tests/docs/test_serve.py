@@ -5,28 +5,45 @@ from pathlib import Path
 
 import pytest
 
+from openhearth.config import Config
 from openhearth.server.dialects import (
     DIALECTS,
     anthropic,
-    completions,
+    anthropic_blocks,
     messages,
     ollama,
-    openai,
     openai_fields,
-    tokenizing,
+    pulling_dialect,
+    response_fields,
+    response_items,
+    responses_dialect,
+    tools,
 )
 from openhearth.server.fields import describe
+from openhearth.server.response_store import ResponseStore
 
 PAGE = Path(__file__).parents[2] / "docs" / "serve.md"
+MADE = (*DIALECTS, responses_dialect(ResponseStore(None)), pulling_dialect(Config.from_env({})))
 TABLES = {
-    "POST /v1/chat/completions": openai.CHAT_FIELDS, "POST /v1/completions": completions.FIELDS,
-    "stream_options": openai_fields.STREAM_OPTIONS_FIELDS, "POST /v1/messages": anthropic.FIELDS,
-    "POST /v1/messages/count_tokens": anthropic.PROMPT_FIELDS, "POST /api/chat": ollama.CHAT_FIELDS,
-    "POST /api/generate": ollama.GENERATE_FIELDS, "options": ollama.OPTIONS_FIELDS,
-    "POST /api/show": ollama.SHOW_FIELDS, "a message": messages.MESSAGE_FIELDS,
-    "a part of a message": messages.PART_FIELDS, "POST /tokenize": tokenizing.TOKENIZE_FIELDS,
-    "POST /detokenize": tokenizing.DETOKENIZE_FIELDS,
+    "stream_options": openai_fields.STREAM_OPTIONS_FIELDS, "options": ollama.OPTIONS_FIELDS,
+    "a message": messages.MESSAGE_FIELDS, "a part of a message": messages.PART_FIELDS,
+    "an item": response_items.ITEM_FIELDS, "a part of an item": response_items.ITEM_PART_FIELDS,
+    "text": response_fields.TEXT_FIELDS, "reasoning": response_fields.REASONING_FIELDS,
+    "stream_options of a response": response_fields.STREAM_OPTIONS_FIELDS, "a tool": tools.TOOL_FIELDS,
+    "a function": tools.FUNCTION_FIELDS, "a tool call": tools.CALL_FIELDS,
+    "a called function": tools.CALLED_FIELDS, "response_format": tools.RESPONSE_FORMAT_FIELDS,
+    "json_schema": tools.SCHEMA_FIELDS, "structured_outputs": tools.STRUCTURED_FIELDS,
+    "an Anthropic tool": anthropic_blocks.TOOL_FIELDS,
+    "an Anthropic message": anthropic_blocks.MESSAGE_FIELDS,
+    "tool_use": anthropic_blocks.USE_FIELDS, "tool_result": anthropic_blocks.RESULT_FIELDS,
+    "thinking block": anthropic_blocks.THINKING_FIELDS, "Anthropic tool_choice": anthropic.CHOICE_FIELDS,
+    "Anthropic thinking": anthropic.THINKING_FIELDS, "output_config": anthropic.OUTPUT_FIELDS,
+    "output_config.format": anthropic.FORMAT_FIELDS,
 }
+for dialect in MADE:
+    for route in dialect.routes:
+        if (fields := route.fields or route.query) and fields not in TABLES.values():
+            TABLES[f"{route.method} {route.path}"] = fields
 
 
 def written(text):
@@ -50,7 +67,7 @@ def test_the_tables_are_those_of_the_code():
 
 def test_every_path_is_on_the_page():
     text = PAGE.read_text(encoding="utf-8")
-    missing = [route.path for dialect in DIALECTS for route in dialect.routes if f"{route.path}`" not in text]
+    missing = [route.path for dialect in MADE for route in dialect.routes if f"{route.path}`" not in text]
     assert not missing
 
 

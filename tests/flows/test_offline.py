@@ -21,6 +21,8 @@ VERBS = [
     ("pull", "{model}", "--dry-run"),
     ("run", "{model}", "hello", "--max-tokens", "2"),
     ("doctor", "--no-measure"),
+    ("keys", "create", "alice"),
+    ("usage", "--csv"),
 ]
 
 

@@ -100,7 +100,8 @@ def test_the_asynchronous_client(running):
 
 
 @pytest.mark.parametrize("settings,name", [
-    ({"tools": [{"name": "f", "input_schema": {"type": "object"}}]}, "tools"),
+    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
+    ({"tool_choice": {"type": "any"}}, "tool_choice"),
     ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
     ({"service_tier": "priority"}, "service_tier"), ({"extra_body": {"unheard_of": 1}}, "unheard_of"),
     ({"extra_body": {"temperature": 1.5}}, "temperature"), ({"extra_body": {"top_k": -1}}, "top_k"),
@@ -108,7 +109,7 @@ def test_the_asynchronous_client(running):
     ({"messages": [{"role": "user", "content": [{"type": "image", "source": {}}]}]},
      "messages[0].content[0]"),
     ({"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "x"}]}]},
-     "messages[0].content[0]"),
+     "messages[0].content[0].tool_use_id"),
 ])
 def test_what_is_not_done_is_refused_by_name(client, settings, name):
     with pytest.raises(anthropic.BadRequestError) as caught:

@@ -12,7 +12,8 @@ import pytest
 from support.serving import serving
 from support.tiny import build_llama
 
-from openhearth.server import Keys, Limits
+from openhearth.accounts import Key, Keys
+from openhearth.server import Limits
 
 CHAT = "/v1/chat/completions"
 LONG = 8000
@@ -142,9 +143,9 @@ def test_strange_values_are_served_or_refused_and_nothing_breaks(slow, settings)
 
 def test_paths_and_methods_that_are_not_there(slow):
     assert httpx.get(slow.url + "/nothing").json()["error"]["code"] == "unknown_path"
-    reply = httpx.post(slow.url + "/v1/responses", json={})
+    reply = httpx.post(slow.url + "/v1/conversations", json={})
     assert reply.status_code == 404 and "this version does not have it" in reply.json()["error"]["message"]
-    assert "hearth pull" in httpx.post(slow.url + "/api/pull", json={}).json()["error"]
+    assert "hearth pull" in httpx.post(slow.url + "/api/push", json={}).json()["error"]
     assert httpx.get(slow.url + CHAT).status_code == 405
     assert httpx.get(slow.url + "/v1/messages").json()["type"] == "error"
 
@@ -182,7 +183,7 @@ def test_without_keys_pages_of_this_machine_are_answered(slow):
 
 
 def test_keys_by_either_header_and_their_caches_apart(tiny_folder, tmp_path):
-    keys = Keys({name: hashlib.sha256(name.encode()).hexdigest() for name in ("alice", "bob")})
+    keys = Keys(Key(name, hashlib.sha256(name.encode()).hexdigest()) for name in ("alice", "bob"))
     with serving(tiny_folder, tmp_path, keys=keys) as running:
         def ask(key, **settings):
             client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=key, max_retries=0)

@@ -93,8 +93,9 @@ def test_what_clients_ask_about_models(running, client):
 
 
 @pytest.mark.parametrize("settings,name", [
-    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"), ({"format": "json"}, "format"),
-    ({"think": True}, "think"), ({"keep_alive": 0}, "keep_alive"), ({"keep_alive": "0s"}, "keep_alive"),
+    ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
+    ({"format": {"not": {}}}, "format"), ({"think": True}, "think"),
+    ({"keep_alive": "5 minutes"}, "keep_alive"),
     ({"keep_alive": "soon"}, "keep_alive"), ({"options": {"num_ctx": 513}}, "options.num_ctx"),
     ({"options": {"mirostat": 1}}, "options.mirostat"), ({"options": {"num_gpu": 1}}, "options.num_gpu"),
     ({"options": {"temperature": -1}}, "options.temperature"),

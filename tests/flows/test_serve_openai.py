@@ -165,8 +165,9 @@ def test_control_tokens_in_what_users_say_stay_text(client, oracle):
 
 
 REFUSED = [
-    ({"tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}]}, "tools"),
-    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
+    ({"extra_body": {"guided_regex": "a+"}}, "guided_regex"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
     ({"reasoning_effort": "high"}, "reasoning_effort"),
     ({"store": True}, "store"), ({"metadata": {"a": "b"}}, "metadata"),
     ({"modalities": ["text", "audio"]}, "modalities"), ({"verbosity": "low"}, "verbosity"),
@@ -180,7 +181,8 @@ REFUSED = [
     ({"top_logprobs": 2}, "top_logprobs"), ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logit_bias": {"x": 1}}, "logit_bias.x"), ({"logit_bias": {"5": 101}}, "logit_bias.5"),
     ({"stream_options": {"include_usage": True}}, "stream_options"), ({"messages": []}, "messages"),
-    ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "y"}]}, "messages[0].role"),
+    ({"messages": [{"role": "function", "content": "x", "name": "y"}]}, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": "x", "tool_call_id": "y"}]}, "messages[0].tool_call_id"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]},
      "messages[0].content[0]"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
@@ -331,3 +333,17 @@ def test_adapters_are_models_mixed_in_one_batch(tiny_folder, tmp_path):
         assert asyncio.run(ask(["tiny", "first", "second"] * 4)) == alone * 4
         running.wait_idle()
 
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_the_token_that_ends_a_text_completion_is_the_last_of_its_logprobs(client, oracle, echo):
+    settings = {"model": "tiny", "prompt": "The lazy", "max_tokens": 5, "logprobs": 1, "echo": echo,
+                "logit_bias": {"2": 100}, "temperature": 0}
+    answer = client.completions.create(**settings).choices[0]
+    num_prompt = len(oracle[0]("The lazy")["input_ids"]) if echo else 0
+    assert (answer.finish_reason, answer.text) == ("stop", "The lazy" if echo else "")
+    assert answer.logprobs.tokens[num_prompt:] == ["<|im_end|>"]
+    assert answer.logprobs.token_logprobs[-1] == pytest.approx(0, abs=1e-3)
+    assert answer.logprobs.text_offset[-1] == len(answer.text)
+    streamed = [chunk.choices[0] for chunk in client.completions.create(**settings, stream=True)]
+    assert [token for choice in streamed for token in choice.logprobs.tokens] == answer.logprobs.tokens

@@ -15,6 +15,10 @@ PROBES = [
                               "stop": ["q", "\u3044"], "logprobs": True, "max_tokens": 60}),
     ("/v1/completions", {"prompt": ["The", "lazy cat sits"], "seed": 9, "logprobs": 3, "echo": True,
                          "max_tokens": 40}),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a fox"}], "seed": 4, "n": 2,
+                              "logprobs": True, "top_logprobs": 2, "max_tokens": 60, "response_format": {
+                                  "type": "json_schema", "json_schema": {"name": "a", "schema": {
+                                      "type": "array", "items": {"enum": [1, "x"]}}}}}),
     ("/api/chat", {"messages": [{"role": "user", "content": "hello"}], "stream": False, "logprobs": True,
                    "options": {"seed": 3, "num_predict": 40}}),
 ]

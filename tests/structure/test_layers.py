@@ -11,16 +11,16 @@ SRC = Path(__file__).parents[2] / "src" / "openhearth"
 
 ROWS = {
     "errors": 0, "units": 0,
-    "config": 1, "durable": 1, "formats": 1, "hardware": 1,
-    "hub": 2, "chat": 2, "runs": 2, "spec": 2,
-    "kernels": 3, "tasks": 3,
+    "config": 1, "durable": 1, "formats": 1, "hardware": 1, "listening": 1,
+    "accounts": 2, "hub": 2, "chat": 2, "runs": 2, "spec": 2,
+    "conform": 3, "kernels": 3, "tasks": 3,
     "models": 4,
     "engine": 5,
     "local": 6,
     "bench": 7, "evals": 7, "server": 7, "tune": 7,
     "cli": 8,
 }
-NO_TORCH = [*(name for name, row in ROWS.items() if row <= 2), "tasks"]
+NO_TORCH = [*(name for name, row in ROWS.items() if row <= 2), "conform", "tasks"]
 
 
 def modules():

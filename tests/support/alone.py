@@ -12,11 +12,12 @@ def answer_alone(model, request, index=0, context_length=None):
     sampling, prompt = request.sampling, list(request.prompt_token_ids)
     limit = context_length or model.spec.max_position
     counts, completion, logprobs = TokenCounts(prompt), [], []
+    token_mask = sampling.token_mask() if sampling.token_mask else None
     while True:
         tokens = torch.tensor(prompt + completion)
         attn = AttnInput.without_cache((len(tokens),))
         logits_RV = model.logits(model.forward(tokens, torch.arange(len(tokens)), attn)[-1:])
-        mask = sampling.token_mask(tuple(completion)) if sampling.token_mask else None
+        mask = token_mask(tuple(completion)) if token_mask else None
         drawn = draw(logits_RV.clone(), [Row(sampling, index, len(completion), counts, mask)])[0]
         completion.append(drawn.token_id)
         counts.add(drawn.token_id)

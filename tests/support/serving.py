@@ -3,14 +3,17 @@
 import asyncio
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from openhearth import hub
 from openhearth.config import Config
+from openhearth.listening import address_of, bind
 from openhearth.local import load
 from openhearth.models.adapter_files import read_adapter
-from openhearth.server import Limits, Served, Server, address_of, bind, build_app
+from openhearth.server import Limits, Models, Offer, Patience, Served, Server, build_app, plan_models
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,13 @@ class Running:
     """A server that runs. log: records of the access log so far."""
 
     url: str
-    served: Served
+    models: Models
     log: list
+
+    @property
+    def served(self) -> Served:
+        """The first model; loaded."""
+        return self.models.first.served
 
     @property
     def engine(self):
@@ -27,7 +35,8 @@ class Running:
 
     def on_engine(self, command):
         """Run a command on the engine's thread, between two steps."""
-        return asyncio.run(self.served.thread.run(command))
+        with ThreadPoolExecutor(1) as other:  # whatever loop the caller's thread has
+            return other.submit(asyncio.run, self.served.thread.run(command)).result()
 
     def wait_idle(self, timeout_s=20.0):
         """Wait until nothing is open, then check the account of pages."""
@@ -41,29 +50,68 @@ class Running:
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
 
 
+def config_of(home, **env):
+    """Return the settings of a machine with this home and nothing else, offline unless env says otherwise."""
+    return Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home), **env})
+
+
 def load_tiny(folder, home, **settings):
     """Load a tiny model, deterministic and alone."""
-    config = Config.from_env({"HEARTH_HOME": str(home), "HEARTH_OFFLINE": "1", "HOME": str(home)})
-    return load(str(folder), dtype="float32", num_threads=1, config=config, **settings)
+    return load(str(folder) if isinstance(folder, Path) else folder, dtype="float32", num_threads=1,
+                config=config_of(home), **settings)
+
+
+def offer_tiny(folders, home, *, adapters=None, memory_bytes=1 << 30, **settings):
+    """Offers of tiny models by name, planned together and not loaded. adapters: model -> name -> folder."""
+    stored = [hub.find(str(folder), config_of(home)) for folder in folders.values()]
+    plans = plan_models(stored, memory_bytes, dtype="float32", **settings)
+
+    def loader(plan):
+        return lambda: load_tiny(plan.stored, home, weights=plan.weights, cache_bytes=plan.cache_bytes,
+                                 **settings)
+
+    return [Offer(name, plan, loader(plan), adapters={
+        one: read_adapter(Path(path)) for one, path in (adapters or {}).get(name, {}).items()})
+        for name, plan in zip(folders, plans, strict=True)]
 
 
 @contextmanager
-def serving(folder, home, *, adapters=(), keys=None, limits=Limits(), **settings):
+def serving(folder, home, *, adapters=(), keys=None, usage=None, shares_cache=False, origins=(), tls=None,
+            responses=None, config=None, limits=Limits(), patience=Patience(), **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
-    model = load_tiny(folder, home, **settings)
-    for name, path in dict(adapters).items():
-        model.engine.attach(name, read_adapter(Path(path)).weights)
-    served = Served(model, "tiny", adapters=tuple(dict(adapters)), limits=limits)
-    log, is_ready = [], threading.Event()
-    bound = bind("127.0.0.1", 0)
-    server = Server(build_app(served, keys=keys, log=log.append), drain_s=5, on_ready=is_ready.set)
+    offers = offer_tiny({"tiny": folder}, home, adapters={"tiny": dict(adapters)}, **settings)
+    models = Models(offers, memory_bytes=1 << 30, limits=limits)
+    with serving_models(models, tls=tls, patience=patience, keys=keys, usage=usage,
+                        shares_cache=shares_cache, origins=origins, responses=responses,
+                        config=config or config_of(home)) as running:
+        yield running
+
+
+@contextmanager
+def serving_models(models, *, around=lambda app: app, tls=None, patience=Patience(), **settings):
+    """Serve models, the first of them loaded, until the block ends. around: puts something before the app.
+
+    settings: of `build_app`.
+    """
+    models.open_first()
+    log = []
+    app = around(build_app(models, log=log.append, **settings))
+    with serving_app(app, tls=tls, patience=patience) as url:
+        yield Running(url, models, log)
+    assert not any(served.thread.is_alive for served in models.loaded)
+
+
+@contextmanager
+def serving_app(app, *, tls=None, patience=Patience()):
+    """Serve an ASGI application on a free port until the block ends; yields its address."""
+    is_ready, bound = threading.Event(), bind("127.0.0.1", 0)
+    server = Server(app, drain_s=5, on_ready=is_ready.set, tls=tls, patience=patience)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
-    url = address_of(bound)
     thread.start()
     assert is_ready.wait(20)
     try:
-        yield Running(url, served, log)
+        yield address_of(bound, has_tls=tls is not None)
     finally:
         server.should_exit = True
         thread.join(20)
-        assert not thread.is_alive() and not served.thread.is_alive
+        assert not thread.is_alive()

@@ -80,12 +80,14 @@ def token_bytes_of(decoder_state: bytes | None) -> tuple[Callable[[str], bytes] 
 class TextStream:
     """Decodes a growing list of token ids.
 
-    skip_special: control tokens give no text. Example: ``s = TextStream(t); text = s.push(5) +
-    s.push(9) + s.finish()`` equals ``t.decode([5, 9])``.
+    skip_special: control tokens give no text, but for those shown. Example: ``s = TextStream(t); text =
+    s.push(5) + s.push(9) + s.finish()`` equals ``t.decode([5, 9])``.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True,
+                 shown: Iterable[str] = ()) -> None:
         self._tokenizer = tokenizer
+        self._shown = {tokenizer.control_tokens.get(text) for text in shown} - {None}
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip = tokenizer.num_stripped_spaces
@@ -95,7 +97,8 @@ class TextStream:
     def push(self, token_id: int) -> str:
         """Return the text that this token completes; it may be empty."""
         if self._tokenizer.has_token_bytes:
-            token = self._tokenizer.token_bytes(token_id, skip_special=self._skip_special)
+            skip_special = self._skip_special and token_id not in self._shown
+            token = self._tokenizer.token_bytes(token_id, skip_special=skip_special)
             return self._stripped(self._utf8.decode(token))
         self._pending.append(token_id)
         text = self._tokenizer.decode_whole(self._pending, skip_special=self._skip_special)

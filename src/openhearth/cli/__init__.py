@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 """Has glibc's malloc ask for huge pages, read once as a process starts. A training step takes and frees
 gigabytes; in pages of 4 KiB the system spends a fifth of the step on handing them out."""
-VERBS = ("run", "serve", "pull", "list", "show", "rm", "tune", "runs", "eval", "bench", "doctor")
+VERBS = ("run", "serve", "keys", "usage", "conform", "pull", "list", "show", "rm", "tune", "runs", "eval",
+         "bench", "doctor")
 
 
 def build_app(verbs: tuple[str, ...] = VERBS) -> typer.Typer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
@@ -35,6 +36,8 @@ def command(
     presence_penalty: float = typer.Option(None, "--presence-penalty", help="Taken from tokens used."),
     frequency_penalty: float = typer.Option(None, "--frequency-penalty", help="Taken once per occurrence."),
     stop: list[str] = typer.Option(None, "--stop", help="Text that ends the answer; may be repeated."),
+    schema: Path = typer.Option(None, "--schema", metavar="FILE",
+                                help="JSON schema that the answer follows, from its first token."),
     seed: int = typer.Option(None, "--seed", help="Same prompt, settings and seed: same answer."),
     max_tokens: int = typer.Option(None, "--max-tokens", help=f"Longest answer. Default: {_ANSWER_TOKENS}."),
     logprobs: bool = typer.Option(False, "--logprobs", help="Print each token's log-probability."),
@@ -57,6 +60,7 @@ def command(
 ) -> None:
     """Ask a model one question, or chat with it on a terminal."""
     from openhearth.cli.prompt import gather_prompt, split_arguments
+    from openhearth.cli.sampling import read_schema
 
     model, prompt = split_arguments(model, prompt)
     prompt = gather_prompt(prompt, is_raw=raw)
@@ -69,7 +73,8 @@ def command(
     given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
              "repetition_penalty": repetition_penalty, "presence_penalty": presence_penalty,
              "frequency_penalty": frequency_penalty, "stop": tuple(stop) if stop else None, "seed": seed,
-             "max_tokens": max_tokens, "num_logprobs": top_logprobs or None}
+             "max_tokens": max_tokens, "num_logprobs": top_logprobs or None,
+             "schema": None if schema is None else read_schema(schema)}
     run = _Run(model, {name: value for name, value in given.items() if value is not None},
                LoadSettings(dtype, weights, context, threads, cache), adapter=adapter, is_quiet=quiet,
                is_verbose=verbose or json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from openhearth.errors import UsageError
@@ -35,7 +36,20 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
                              hint="hearth run --help")
     if any(not text for text in settings.get("stop") or ()):
         raise UsageError("a stop text is empty", why="it would end every answer before its first word")
-    Sampling(**{name: value for name, value in settings.items() if name != "stop" and value is not None})
+    Sampling(**{name: value for name, value in settings.items()
+                if name not in ("stop", "schema") and value is not None})
+
+
+def read_schema(path: Path) -> dict[str, Any]:
+    """Return the JSON schema in a file. Raises: UsageError, BadFile."""
+    from openhearth.chat.grammar import MAX_CHARS, schema_grammar
+    from openhearth.formats import read_json
+
+    if not path.is_file():
+        raise UsageError(f"`{path}` is no file", why="--schema takes a file with a JSON schema")
+    schema = read_json(path, MAX_CHARS)
+    schema_grammar(schema)
+    return schema
 
 
 def parse_setting(name: str, words: Sequence[str]) -> tuple[str, Any]:

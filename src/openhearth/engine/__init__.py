@@ -2,6 +2,7 @@
 
 from openhearth.engine.asking import complete
 from openhearth.engine.engine import Engine
+from openhearth.engine.masks import grammar_mask
 from openhearth.engine.records import (
     Completion,
     EngineStats,
@@ -27,4 +28,5 @@ __all__ = [
     "TokenEvent",
     "TokenMask",
     "complete",
+    "grammar_mask",
 ]

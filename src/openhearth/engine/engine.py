@@ -99,7 +99,7 @@ class Engine:
                     counts=TokenCounts(prompt) if needs_counts(sampling) else None,
                     adapter_slot=None if adapter is None else adapter.slot,
                     root=self.pages.root_of(None if adapter is None else adapter.version,
-                                            request.cache_salt))
+                                            request.cache_salt), reader=request.reader)
             for index in range(request.n)]
         self._num_sequences += request.n
         self._live[request_id] = {sequence.index: sequence for sequence in sequences}
@@ -310,7 +310,9 @@ class Engine:
         drawing: list[tuple[Running, int]] = []
         for chunk, last_row in zip(chunks, last_rows, strict=True):
             self.scheduler.commit(chunk)
-            if chunk.draws:
+            if chunk.sequence.reader is not None:
+                self._read(chunk, hidden_TD[last_row + 1 - (chunk.end - chunk.start):last_row + 1])
+            elif chunk.draws:
                 drawing.append((chunk.sequence, last_row))
                 if chunk.sequence.followers:
                     drawing += [(sequence, last_row) for sequence in self.scheduler.fork(chunk.sequence)]
@@ -323,6 +325,20 @@ class Engine:
                 for (sequence, _, _), drawn in zip(ready, draws, strict=True):
                     self._accept(sequence, drawn)
 
+    def _read(self, chunk: Chunk, hidden_TD: Tensor) -> None:
+        """Hand a chunk's hidden states to the sequence's reader, those of a chunk run again but once."""
+        sequence = chunk.sequence
+        known = max(0, sequence.num_read - chunk.start)
+        try:
+            if known < len(hidden_TD):
+                sequence.reader.read(chunk.start + known, hidden_TD[known:], self.model.logits)
+                sequence.num_read = chunk.end
+        except HearthError as error:
+            self._fail(sequence, error)
+        else:
+            if chunk.draws:
+                self._end_all(sequence.request_id, None, "stop")
+
     def _row(self, sequence: Running) -> Row | None:
         """Return how the sequence draws; None when its token mask failed, which ends the request."""
         if sequence.index not in self._live.get(sequence.request_id, ()):
@@ -331,6 +347,9 @@ class Engine:
         if sampling.token_mask is not None:
             try:
                 mask = self._call_mask(sequence)
+            except HearthError as error:
+                self._fail(sequence, error)
+                return None
             except Exception as error:
                 self._fail(sequence, UsageError(f"the token mask of request {sequence.request_id} failed",
                                                 why=f"{type(error).__name__}: {error}"))
@@ -338,7 +357,9 @@ class Engine:
         return Row(sampling, sequence.index, sequence.num_completion, sequence.counts, mask)
 
     def _call_mask(self, sequence: Running) -> Tensor | None:
-        mask = sequence.sampling.token_mask(tuple(sequence.token_ids[sequence.num_prompt:]))
+        if sequence.mask is None:
+            sequence.mask = sequence.sampling.token_mask()
+        mask = sequence.mask(tuple(sequence.token_ids[sequence.num_prompt:]))
         if mask is None:
             return None
         expected = (self.model.spec.vocab_size,)

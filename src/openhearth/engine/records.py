@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from openhearth.engine.reading import Reader
 from openhearth.errors import HearthError, UsageError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -21,7 +22,7 @@ FinishReason = Literal["stop", "length", "cancelled", "error"]
 error: this request could not go on (its token mask failed, its logits are not numbers)."""
 
 TokenMask = Callable[[Sequence[int]], Tensor | None]
-"""Grammar hook: completion token ids so far -> bool [V] of allowed tokens, or None for all."""
+"""Completion token ids so far -> bool [V] of allowed tokens, or None for all. Called before each draw."""
 
 
 MIN_TEMPERATURE = 1e-6
@@ -51,6 +52,7 @@ class Sampling:
     temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 mean off. Order: penalties and logit_bias,
     token mask, temperature, top_k, top_p, min_p. Logprobs are those of the distribution really
     sampled from (of the un-tempered one after penalties, bias and mask when greedy).
+    token_mask: called once per completion; what it returns may remember how far the completion has come.
     seed: start of the request's counter-based stream; draw i of completion j depends on
     (seed, j, i) alone. num_logprobs: how many alternatives to report per token.
     """
@@ -67,7 +69,7 @@ class Sampling:
     max_tokens: int = 512
     stop_token_ids: frozenset[int] = frozenset()
     num_logprobs: int = 0
-    token_mask: TokenMask | None = None
+    token_mask: Callable[[], TokenMask] | None = None
 
     def __post_init__(self) -> None:
         for name, (lowest, highest) in _RANGES.items():
@@ -84,7 +86,8 @@ class Request:
     """One prompt and how to continue it, n times. adapter: name of one that the engine has, or None.
 
     cache_salt: requests share cached prefixes with those of the same salt only, so that nobody can tell
-    from an answer's speed what others asked.
+    from an answer's speed what others asked. reader: takes the prompt's hidden states, and nothing is drawn:
+    the last event, with finish_reason "stop", has no token.
     """
 
     prompt_token_ids: tuple[int, ...]
@@ -92,12 +95,13 @@ class Request:
     n: int = 1
     adapter: str | None = None
     cache_salt: str = ""
+    reader: Reader | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise UsageError("the prompt is empty", why="a completion continues at least one token",
                              hint="begin with the beginning-of-text token")
-        _check_range("n", self.n, 1, 4096)
+        _check_range("n", self.n, 1, 4096 if self.reader is None else 1)
 
 
 @dataclass(frozen=True, slots=True)

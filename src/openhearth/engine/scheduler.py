@@ -85,7 +85,7 @@ class Scheduler:
         sequence = chunk.sequence
         sequence.num_computed = chunk.end
         num_full = chunk.end // self.pages.page_size
-        if num_full > sequence.num_registered:
+        if num_full > sequence.num_registered and sequence.reader is None:
             self._name_pages(sequence, num_full)
             for place in range(sequence.num_registered, num_full):
                 self.pages.register(sequence.pages[place], sequence.page_names[place])
@@ -175,7 +175,7 @@ class Scheduler:
         pages = self.pages
         num_tokens = len(sequence.token_ids)
         # The last token is always computed: its logits are needed.
-        num_names = (num_tokens - 1) // pages.page_size
+        num_names = (num_tokens - 1) // pages.page_size if sequence.reader is None else 0
         self._name_pages(sequence, num_names)
         for name in sequence.page_names[:num_names]:
             page = pages.find(name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from openhearth.engine.records import Sampling
+from openhearth.engine.reading import Reader
+from openhearth.engine.records import Sampling, TokenMask
 from openhearth.kernels.sampling import TokenCounts
 
 
@@ -19,7 +20,9 @@ class Sequence:
     among them that the prefix cache was told of. num_cached: prompt tokens found in the prefix cache.
     followers: the request's other completions, which wait to share this one's prompt.
     adapter_slot: of the adapter its rows take, None for none; root: what its page names begin with, which
-    tells adapters apart.
+    tells adapters apart. reader: takes the prompt's hidden states, of which it has had num_read; such a
+    sequence computes all of them, and leaves the prefix cache alone. mask: its token mask, made when the
+    first token is drawn.
     """
 
     request_id: int
@@ -38,6 +41,9 @@ class Sequence:
     is_running: bool = False
     adapter_slot: int | None = None
     root: bytes = b""
+    reader: Reader | None = None
+    num_read: int = 0
+    mask: TokenMask | None = None
 
     @property
     def num_pending(self) -> int:

@@ -34,10 +34,10 @@ def keep_resident_below(limit_bytes: int) -> None:
 def make_room() -> None:
     """Give free pages back if more is resident than was set; to be called before a pack."""
     if 0 < _limit_bytes < hardware.resident_bytes():
-        _give_back()
+        give_back()
 
 
-def _give_back() -> None:
+def give_back() -> None:
     """Return pages that hold nothing to the system, where the C library can (glibc's malloc_trim)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:

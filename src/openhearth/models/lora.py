@@ -93,8 +93,7 @@ def attach(model: nn.Module, name: str, weights: AdapterWeights, *, is_trainable
     if name in model.adapters:
         raise UsageError(f"an adapter named `{name}` is attached already",
                          hint="detach it, or choose another name")
-    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Linear)}
-    _check(model, name, weights, layers)
+    layers = check_fit(model, name, weights)
     used = {adapter.slot for adapter in model.adapters.values()}
     slot = next(slot for slot in range(len(used) + 1) if slot not in used)
     pairs = {}
@@ -129,7 +128,12 @@ def find_adapter(model: nn.Module, name: str) -> Adapter:
     return model.adapters[name]
 
 
-def _check(model: nn.Module, name: str, weights: AdapterWeights, layers: Mapping[str, Linear]) -> None:
+def check_fit(model: nn.Module, name: str, weights: AdapterWeights) -> dict[str, Linear]:
+    """Return the model's linear layers by name; it may be one without storage.
+
+    Raises: UsageError when an adapter adapts what the model does not have, or has other shapes.
+    """
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, Linear)}
     problems = [] if weights.pairs else ["it adapts no layer"]
     for path, (a_RI, b_OR) in weights.pairs.items():
         if path not in layers or path == "lm_head":
@@ -150,6 +154,7 @@ def _check(model: nn.Module, name: str, weights: AdapterWeights, layers: Mapping
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise UsageError(f"adapter `{name}` does not fit the model", why="\n".join(problems[:_SHOWN] + more),
                          hint="attach it to the model it was trained on")
+    return layers
 
 
 def _linear(weight_OI: Tensor) -> Linear:

@@ -1,20 +1,13 @@
-"""A model behind HTTP, in the dialects that clients already speak."""
+"""Models behind HTTP, in the dialects that clients already speak."""
 
-from openhearth.server.access import is_loopback, log_line
+from openhearth.server.access import log_line
+from openhearth.server.adapters import assign_adapters
 from openhearth.server.app import build_app
-from openhearth.server.keys import Keys, read_keys
-from openhearth.server.running import Server, address_of, bind
+from openhearth.server.models import Models, Offer
+from openhearth.server.planning import LoadPlan, plan_models, usable_memory
+from openhearth.server.response_store import ResponseStore
+from openhearth.server.running import Patience, Server
 from openhearth.server.served import Limits, Served
 
-__all__ = [
-    "Keys",
-    "Limits",
-    "Served",
-    "Server",
-    "address_of",
-    "bind",
-    "build_app",
-    "is_loopback",
-    "log_line",
-    "read_keys",
-]
+__all__ = ["Limits", "LoadPlan", "Models", "Offer", "Patience", "ResponseStore", "Served", "Server",
+           "assign_adapters", "build_app", "log_line", "plan_models", "usable_memory"]

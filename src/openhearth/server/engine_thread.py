@@ -50,6 +50,7 @@ class EngineThread:
         self.engine = engine
         self.max_waiting = max_waiting
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._ending, self._has_ended = threading.Lock(), False
         self._open: dict[int, Ticket] = {}
         self._thread = threading.Thread(target=self._drive, name="engine", daemon=True)
 
@@ -74,7 +75,7 @@ class EngineThread:
         def call() -> None:
             if future.set_running_or_notify_cancel():
                 try:
-                    future.set_result(command(self.engine))
+                    future.set_result(command(self._living_engine()))
                 except Exception as error:
                     future.set_exception(error)
 
@@ -118,10 +119,18 @@ class EngineThread:
             self._open.pop(ticket.request_id, None)
             self.engine.cancel(ticket.request_id)
 
+    def _living_engine(self) -> Engine:
+        if self._has_ended:
+            raise HearthError("the engine has stopped", hint="try again in a moment")
+        return self.engine
+
     def _put(self, command: Callable[[], None]) -> None:
-        if not self.is_alive:
-            raise HearthError("the engine has stopped", hint="start the server again")
-        self._commands.put(command)
+        with self._ending:  # what is put before the end is run, by the thread or by its end
+            if self.is_alive:
+                self._living_engine()
+                self._commands.put(command)
+                return
+        raise HearthError("the engine has stopped", hint="start the server again")
 
     def _drive(self) -> None:
         is_stopping = False
@@ -135,6 +144,12 @@ class EngineThread:
                 self._end_all(HearthError(f"a step of the engine failed: {type(error).__name__}: {error}",
                                           hint="the server's log shows where"))
         self._end_all(HearthError("the server is stopping", hint="try again when it is back"))
+        with self._ending:
+            self._has_ended = True
+            while not self._commands.empty():
+                command = self._commands.get()
+                if command is not None:
+                    command()
 
     def _run_commands(self) -> bool:
         """Run what waits, and wait while there is nothing to step; True when the thread is to end."""

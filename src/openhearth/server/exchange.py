@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -19,10 +20,14 @@ from typing import Any
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope, Send
 
+from openhearth.accounts import Usage
 from openhearth.errors import HearthError
+from openhearth.server.accounting import Tally
 from openhearth.server.engine_thread import log_traceback
-from openhearth.server.errors import RETRY_AFTER_S, Refusal, status_and_code
+from openhearth.server.errors import Refusal, retry_headers, status_and_code
+from openhearth.server.fields import Field
 from openhearth.server.generation import Generation, Job
+from openhearth.server.models import Models, Offer
 from openhearth.server.served import Limits, Served
 
 RECORD = "openhearth.record"
@@ -31,26 +36,84 @@ RECORD = "openhearth.record"
 
 @dataclass
 class Record:
-    """What the access log says of an exchange. noted: counts and names, never text of a prompt or answer."""
+    """What the access log says of an exchange, and what it has used.
+
+    route: path of the route that serves it, "" for none. noted: counts and names, never text of a prompt or
+    answer.
+    """
 
     request_id: str
-    key_name: str | None = None
+    tally: Tally
+    route: str = ""
     noted: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key_name(self) -> str | None:
+        """The name of the key that the request came with."""
+        return None if self.tally.key is None else self.tally.key.name
+
+    @property
+    def is_admin(self) -> bool:
+        """Whether the caller may see and change what is everyone's; without keys all on this machine may."""
+        return self.tally.is_admin
 
 
 @dataclass
 class Call:
-    """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path."""
+    """What a handler is given. body: the JSON object, {} for a GET. path: named parts of the path.
 
-    served: Served
+    query: of the address; a name that is there twice has its last value. load_s: how long the request waited
+    for its model to be loaded.
+    """
+
+    models: Models
     body: dict[str, Any]
     path: Mapping[str, str]
     record: Record
     stack: AsyncExitStack
+    query: Mapping[str, str] = field(default_factory=dict)
+    load_s: float = 0.0
+
+    @property
+    def offer(self) -> Offer:
+        """The model that the request names, the first when it names none. Raises: Refusal with status 404."""
+        name = self.body.get("model")
+        return self.models.find(name) if isinstance(name, str) else self.models.first
+
+    @property
+    def served(self) -> Served:
+        """That model, loaded; always so where the route needs it. Raises: Refusal with status 404 or 503."""
+        if self.offer.served is None:
+            raise Refusal(f"`{self.offer.name}` is not loaded", status=503, code="model_not_loaded")
+        return self.offer.served
+
+    async def lease(self) -> None:
+        """Have the model loaded for as long as this exchange lives. Raises: as `Models.lease`."""
+        started, is_loaded = time.perf_counter(), self.offer.state == "loaded"
+        await self.models.lease(self.offer.name, self.stack)
+        self.load_s = 0.0 if is_loaded else time.perf_counter() - started
 
     async def open(self, job: Job) -> Generation:
-        """Put a job into the engine's line, for as long as this exchange lives. Raises: as `Served.open`."""
-        return await self.served.open(job, self.stack)
+        """Put a job into the engine's line, for as long as this exchange lives.
+
+        Raises: as `Served.open`, LimitReached.
+        """
+        tally, model = self.record.tally, (job.request.adapter or self.served.name).partition("@")[0]
+        tally.begin(model, len(job.request.prompt_token_ids))
+        generation = await self.served.open(job, self.stack)
+        tally.watch(model, generation)
+        return generation
+
+    def count_prompt(self, model: str, prompt_tokens: int) -> None:
+        """Count a prompt that is read without an answer, before it is. Raises: LimitReached."""
+        self.record.tally.begin(model, prompt_tokens)
+        self.record.tally.count(model, Usage(prompt_tokens=prompt_tokens))
+
+    def require_admin(self) -> None:
+        """Refuse what only admins may do. Raises: Refusal."""
+        if not self.record.is_admin:
+            raise Refusal(f"the key `{self.record.key_name}` is no admin's", status=403, code="admin_only",
+                          hint="hearth keys create NAME --role admin")
 
     def note(self, **noted: Any) -> None:
         """Add to what the access log says."""
@@ -68,7 +131,7 @@ class Call:
     @property
     def cache_salt(self) -> str:
         """What keeps this caller's cached prefixes apart from those of other keys."""
-        return self.record.key_name or ""
+        return self.record.tally.cache_salt
 
 
 @dataclass(frozen=True)
@@ -85,11 +148,19 @@ Handler = Callable[[Call], Awaitable["Stream | Any"]]
 
 @dataclass(frozen=True)
 class Route:
-    """One path of a dialect. Example: ``Route("POST", "/v1/chat/completions", chat)``."""
+    """One path of a dialect. fields: of the JSON object that it is sent; without any it is sent none.
+
+    query: fields of the address. needs_model: the model that the object names is loaded before the handler
+    runs.
+    Example: ``Route("POST", "/v1/chat/completions", chat, CHAT_FIELDS)``.
+    """
 
     method: str
     path: str
     handler: Handler
+    fields: tuple[Field, ...] = ()
+    query: tuple[Field, ...] = ()
+    needs_model: bool = True
 
 
 @dataclass(frozen=True)
@@ -104,18 +175,20 @@ class Dialect:
 class Endpoint:
     """The ASGI application behind one route."""
 
-    def __init__(self, served: Served, dialect: Dialect, route: Route) -> None:
-        self._served, self._dialect, self._route = served, dialect, route
+    def __init__(self, models: Models, dialect: Dialect, route: Route) -> None:
+        self._models, self._dialect, self._route = models, dialect, route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one exchange."""
         record: Record = scope[RECORD]
+        record.route = self._route.path
         try:
             async with AsyncExitStack() as stack:
                 body = {}
-                if self._route.method == "POST":
-                    body = await read_json(Request(scope, receive), self._served.limits)
-                call = Call(self._served, body, scope.get("path_params", {}), record, stack)
+                if self._route.fields:
+                    body = await read_json(Request(scope, receive), self._models.limits)
+                call = Call(self._models, body, scope.get("path_params", {}), record, stack,
+                            query=Request(scope).query_params)
                 await _until_gone(receive, self._reply(call, send))
         except ClientDisconnect:
             record.noted["client_left"] = True
@@ -127,6 +200,8 @@ class Endpoint:
                 f"this is a mistake in hearth: {type(error).__name__}"), record)
 
     async def _reply(self, call: Call, send: Send) -> None:
+        if self._route.fields and self._route.needs_model:
+            await call.lease()
         result = await self._route.handler(call)
         if not isinstance(result, Stream):
             await send_json(send, 200, result)
@@ -164,12 +239,10 @@ async def send_error(send: Send, dialect: Dialect, error: HearthError, record: R
     """Send an error as its dialect writes it."""
     status, code = status_and_code(error)
     record.noted["error"] = code or "bad_request"
-    headers = []
-    if status in (429, 503):
-        headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+    headers = retry_headers(error, status)
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status == 413:
+    if status in (408, 413):
         headers.append((b"connection", b"close"))
     await send_json(send, status, dialect.error(error, status, code, record.request_id), headers)
 

@@ -18,6 +18,9 @@ from openhearth.server.errors import Refusal
 Reader = Callable[[str, Any], Any]
 """(name, value as JSON has it) -> value as the dialect uses it. Raises: Refusal."""
 
+_STOP = {"type": "string", "minLength": 1, "maxLength": 1000}
+_TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+
 Status = Literal["done", "refused", "not applicable"]
 
 
@@ -34,6 +37,22 @@ class Field:
     read: Reader | None = None
     status: Status = "done"
     neutral: tuple[Any, ...] = ()
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of what it takes; {} for anything."""
+        if self.status == "refused":
+            return {"enum": [*self.neutral, None]}
+        taken = getattr(self.read, "schema", None)
+        return {} if taken is None else {"anyOf": [taken, {"type": "null"}]}
+
+
+def shaped(schema: Mapping[str, Any]) -> Callable[[Reader], Reader]:
+    """Return a decorator that says which JSON a reader takes; `openapi.py` tells clients."""
+    def mark(read: Reader) -> Reader:
+        read.schema = dict(schema)
+        return read
+    return mark
 
 
 def refused(name: str, why: str, *neutral: Any) -> Field:
@@ -77,6 +96,32 @@ def require(values: Mapping[str, Any], *names: str) -> None:
             raise Refusal(f"`{name}` is missing", field=name, code="missing_field")
 
 
+def text_or_list(items: Mapping[str, Any], **bounds: Any) -> dict[str, Any]:
+    """Return the JSON schema of a text, or of a list. bounds: of the list, such as maxItems."""
+    return {"anyOf": [{"type": "string"}, {"type": "array", "items": dict(items), **bounds}]}
+
+
+def object_schema(fields: Iterable[Field], *required: str) -> dict[str, Any]:
+    """Return the JSON schema of an object with these fields. required: names of those that must be there."""
+    schema = {"type": "object", "additionalProperties": False, "properties": {
+        field.name: {**field.schema, "description": field.note} for field in fields}}
+    for name in required:
+        schema["properties"][name] = {**schema["properties"][name], "not": {"type": "null"}}
+    return {**schema, "required": list(required)} if required else schema
+
+
+def object_of(fields: Sequence[Field], *required: str) -> Reader:
+    """Return a reader of an object with fields of its own. required: names of those that have to be there."""
+    @shaped(object_schema(fields, *required))
+    def read(name: str, value: Any) -> dict[str, Any]:
+        values = read_fields(fields, mapping(name, value), name)
+        for one in required:
+            if one not in values:
+                raise Refusal(f"`{name}.{one}` is missing", field=f"{name}.{one}", code="missing_field")
+        return values
+    return read
+
+
 def describe(fields: Iterable[Field]) -> str:
     """Return a Markdown table of fields."""
     rows = [f"| `{field.name}` | {field.status} | {field.note} |" for field in fields]
@@ -92,6 +137,7 @@ def wrong(name: str, value: Any, expected: str) -> Refusal:
 
 def number(lowest: float, highest: float) -> Reader:
     """Return a reader of finite numbers in a range."""
+    @shaped({"type": "number", "minimum": lowest, "maximum": highest})
     def read(name: str, value: Any) -> float:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not lowest <= value <= highest or not math.isfinite(value):
@@ -102,6 +148,7 @@ def number(lowest: float, highest: float) -> Reader:
 
 def whole(lowest: int, highest: int) -> Reader:
     """Return a reader of whole numbers in a range."""
+    @shaped({"type": "integer", "minimum": lowest, "maximum": highest})
     def read(name: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
             raise wrong(name, value, f"a whole number from {lowest} to {highest}")
@@ -109,6 +156,7 @@ def whole(lowest: int, highest: int) -> Reader:
     return read
 
 
+@shaped({"type": "boolean"})
 def flag(name: str, value: Any) -> bool:
     """Read true or false."""
     if not isinstance(value, bool):
@@ -116,6 +164,7 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+@shaped({"type": "string"})
 def text(name: str, value: Any) -> str:
     """Read a text."""
     if not isinstance(value, str):
@@ -123,6 +172,7 @@ def text(name: str, value: Any) -> str:
     return value
 
 
+@shaped({"type": "object"})
 def mapping(name: str, value: Any) -> dict[str, Any]:
     """Read an object."""
     if not isinstance(value, dict):
@@ -130,6 +180,7 @@ def mapping(name: str, value: Any) -> dict[str, Any]:
     return value
 
 
+@shaped({"type": "array"})
 def array(name: str, value: Any) -> list[Any]:
     """Read a list."""
     if not isinstance(value, list):
@@ -139,6 +190,7 @@ def array(name: str, value: Any) -> list[Any]:
 
 def one_of(*allowed: Any) -> Reader:
     """Return a reader of one of some values."""
+    @shaped({"enum": list(allowed)})
     def read(name: str, value: Any) -> Any:
         if not any(type(value) is type(option) and value == option for option in allowed):
             raise wrong(name, value, " or ".join(f"`{option}`" for option in allowed))
@@ -148,6 +200,7 @@ def one_of(*allowed: Any) -> Reader:
 
 def stop_texts(most: int) -> Reader:
     """Return a reader of one stop text, or of a list with some."""
+    @shaped({"anyOf": [_STOP, {"type": "array", "items": _STOP, "maxItems": most}]})
     def read(name: str, value: Any) -> tuple[str, ...]:
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, list) or len(texts) > most or not all(
@@ -157,6 +210,33 @@ def stop_texts(most: int) -> Reader:
     return read
 
 
+def texts_or_ids(most: int) -> Reader:
+    """Return a reader of a text, token ids, or a list of up to `most` of either."""
+    one = {"anyOf": [{"type": "string"}, _TOKEN_IDS]}
+
+    @shaped({"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": most}]})
+    def read(name: str, value: Any) -> list[str | tuple[int, ...]]:
+        if isinstance(value, str):
+            return [value]
+        if not isinstance(value, list) or not value:
+            raise wrong(name, value, "a text, token ids, or a list of either that is not empty")
+        if all(type(one) is int for one in value):
+            return [tuple(value)]
+        if len(value) > most:
+            raise Refusal(f"`{name}` has {len(value)} prompts", field=name, code="invalid_value",
+                          why=f"at most {most} are taken at a time")
+        return [one if isinstance(one, str) else _token_ids(name, one) for one in value]
+    return read
+
+
+def _token_ids(name: str, value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value or not all(type(token_id) is int for token_id in value):
+        raise wrong(name, value, "a text or token ids")
+    return tuple(value)
+
+
+@shaped({"type": "object", "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+         "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}})
 def logit_bias(name: str, value: Any) -> dict[int, float]:
     """Read token id -> bias, from -100 to 100; ids are texts, as JSON's keys are."""
     biases = {}

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 
-from openhearth.chat import Tokenizer
+from openhearth.chat import AnswerPiece, Reading, Tokenizer, WholeAnswer, whole_answer
 from openhearth.engine import Request, TokenEvent
+from openhearth.errors import HearthError
 from openhearth.local import CompletionText
 from openhearth.server.engine_thread import EngineThread, Ticket
 
@@ -24,28 +25,32 @@ QUIET_S = 10.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a dialect asks for: a request to the engine, and texts that end an answer.
+    """What a dialect asks for: a request to the engine, texts that end an answer, and how it is read.
 
     Example: ``Job(Request((1, 2, 3)), stops=("END",))``.
     """
 
     request: Request
     stops: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """What was added to answer `index`: text that is safe to show, and the tokens that it came with.
 
-    events leave out the token that ended the answer where it has no text. finish_reason: "stop" or "length"
-    on the last part; stop: the stop text that was met. Example: ``Part(0, "Hello", (event,), None, None)``.
+    pieces: the text as it is read. events leave out the token that ended the answer where it has no text;
+    last is that token. finish_reason: "stop" or "length" on the last part; stop: the stop text that was met.
+    Example: ``Part(0, "Hello", (piece,), (event,), None, None)``.
     """
 
     index: int
     text: str
+    pieces: tuple[AnswerPiece, ...]
     events: tuple[TokenEvent, ...]
     finish_reason: str | None
     stop: str | None
+    last: TokenEvent | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Choice:
     """A whole answer; fields as in `Part`."""
 
     index: int
-    text: str
+    answer: WholeAnswer
     events: tuple[TokenEvent, ...]
     finish_reason: str
     stop: str | None
@@ -62,20 +67,26 @@ class Choice:
 class Generation:
     """An open request. Whoever has it must `close` it.
 
-    prompt_tokens, completion_tokens, cached_tokens: counts so far, tokens that ended an answer included.
+    prompt_tokens, completion_tokens, cached_tokens: counts so far, tokens that ended an answer included;
+    reasoning_tokens: those of thoughts among them.
     submitted_s, first_s: readings of `time.perf_counter`; first_s is None until a token came.
+    on_token: called for each token with whether it is the answer's first, and the seconds since the
+    submission or, of a later one, since the token before it.
     """
 
     def __init__(self, thread: EngineThread, ticket: Ticket, job: Job, tokenizer: Tokenizer) -> None:
         self.job = job
         self.prompt_tokens = len(job.request.prompt_token_ids)
-        self.completion_tokens = 0
+        self.completion_tokens = self.reasoning_tokens = 0
         self.submitted_s = time.perf_counter()
         self.first_s: float | None = None
         self.finish_reasons: dict[int, str] = {}
+        self.on_token: Callable[[bool, float], None] = lambda is_first, seconds: None
         self._thread, self._ticket = thread, ticket
-        self._rows = [CompletionText(tokenizer, job.stops) for _ in range(job.request.n)]
+        self._rows = [CompletionText(tokenizer, job.stops, job.reading.marks) for _ in range(job.request.n)]
+        self._readers = [job.reading.begin() for _ in self._rows]
         self._pending: list[list[TokenEvent]] = [[] for _ in self._rows]
+        self._last_s: list[float | None] = [None for _ in self._rows]
 
     @property
     def cached_tokens(self) -> int:
@@ -112,7 +123,7 @@ class Generation:
         async for part in self.parts():
             if part is not None:
                 parts[part.index].append(part)
-        return [Choice(index, "".join(part.text for part in row),
+        return [Choice(index, whole_answer(piece for part in row for piece in part.pieces),
                        tuple(event for part in row for event in part.events),
                        row[-1].finish_reason, row[-1].stop) for index, row in enumerate(parts)]
 
@@ -120,22 +131,35 @@ class Generation:
         """End what is not done; its pages are free before the engine's next step."""
         self._ticket.is_closed or self._thread.close(self._ticket)
 
+    def fail(self, error: HearthError) -> None:
+        """End what is not done with an error, which `parts` raises after what came before it."""
+        self._ticket.events.put_nowait(TokenEvent(-1, 0, None, None, finish_reason="error", error=error))
+
     def _add(self, event: TokenEvent) -> Part | None:
         """Take an event; None while there is nothing to show."""
         row, pending = self._rows[event.index], self._pending[event.index]
+        reader = self._readers[event.index]
         stop_token_ids = self.job.request.sampling.stop_token_ids
-        self.first_s = self.first_s or time.perf_counter()
+        now, last_s, last = time.perf_counter(), self._last_s[event.index], None
+        self.first_s = self.first_s or now
         if event.token_id is not None:
             self.completion_tokens += 1
-            if not (event.finish_reason == "stop" and event.token_id in stop_token_ids):
+            self.on_token(last_s is None, now - (self.submitted_s if last_s is None else last_s))
+            self._last_s[event.index] = now
+            if event.finish_reason == "stop" and event.token_id in stop_token_ids:
+                last = event
+            else:
                 pending.append(event)
-        text = row.add(event, stop_token_ids)
+        was_thinking, text = reader.is_thinking, row.add(event, stop_token_ids)
+        pieces = reader.push(text)
+        self.reasoning_tokens += event.token_id is not None and (was_thinking or reader.is_thinking)
         reason = "stop" if row.stops.is_stopped else row.finish_reason
         if reason is None and not text:
             return None
         if reason is not None:
             self.finish_reasons[event.index] = reason
+            pieces += reader.finish()
             if event.finish_reason is None:
                 self._thread.finish(self._ticket, event.index)
         shown, self._pending[event.index] = tuple(pending), []
-        return Part(event.index, text, shown, reason, row.stops.met)
+        return Part(event.index, text, tuple(pieces), shown, reason, row.stops.met, last)

@@ -203,7 +203,7 @@ def test_a_failing_mask_ends_its_request_and_no_other():
             raise KeyError("state 7")
 
     engine = engine_of()
-    bad = engine.submit(ask(1, 2, n=2, seed=1, token_mask=broken))
+    bad = engine.submit(ask(1, 2, n=2, seed=1, token_mask=lambda: broken))
     good_request = ask(1, 2, 3, seed=6)
     good = engine.submit(good_request)
     events = drain(engine)
@@ -224,7 +224,7 @@ def test_a_failing_mask_ends_its_request_and_no_other():
 def test_generate_raises_the_error_of_a_mask_that_cannot_be_followed(mask, message):
     engine = engine_of()
     with pytest.raises(HearthError, match=message):
-        engine.generate([ask(1, 2, token_mask=mask), ask(3, 4)])
+        engine.generate([ask(1, 2, token_mask=lambda: mask), ask(3, 4)])
     assert not engine.has_work
     assert_idle(engine)
 
@@ -236,7 +236,7 @@ def test_a_mask_sees_the_completion_so_far_and_is_followed():
         seen.append(token_ids)
         return torch.arange(V) % 2 == 0 if len(token_ids) < 3 else None
 
-    request = ask(1, 2, token_mask=only_even, seed=3, max_tokens=5)
+    request = ask(1, 2, token_mask=lambda: only_even, seed=3, max_tokens=5)
     found = engine_of().generate([request])[0]
     assert seen == [found[0].token_ids[:i] for i in range(5)]
     assert all(token_id % 2 == 0 for token_id in found[0].token_ids[:3])

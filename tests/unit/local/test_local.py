@@ -1,6 +1,7 @@
 """A loaded model from Python: batches, refusals, and nothing left behind in the engine."""
 
 import gc
+import json
 
 import pytest
 
@@ -74,3 +75,14 @@ def test_streamed_text_is_the_answer_of_the_same_chat(model):
     whole = model.chat(messages, seed=5, **SETTINGS)
     assert "".join(piece.text for piece in pieces) == whole.text == pieces[-1].answer.text
     assert whole.weights_sha256 == model.stored.weights_sha256
+
+
+def test_answers_follow_a_schema(model):
+    schema = {"type": "object", "properties": {"a": {"enum": [1, "x"]}}, "required": ["a"],
+              "additionalProperties": False}
+    answers = model.generate("One", n=3, seed=2, schema=schema, max_tokens=100, temperature=1.0)
+    assert all(json.loads(answer.text)["a"] in (1, "x") for answer in answers)
+    assert all(answer.finish_reason == "stop" for answer in answers)
+    with pytest.raises(UsageError, match="cannot be followed"):
+        model.generate("One", schema={"not": {}})
+    assert_idle(model)

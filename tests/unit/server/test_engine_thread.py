@@ -111,3 +111,19 @@ def test_stopping_tells_those_who_wait(thread):
 
     assert "stopping" in asyncio.run(stop()).what
     assert thread.engine.pages.num_used == 0
+
+
+def test_whoever_asks_while_it_stops_gets_an_answer_or_an_error(thread):
+    async def ask():
+        asked = [asyncio.ensure_future(thread.run(lambda engine: engine.pages.num_used)) for _ in range(50)]
+        stopping = asyncio.ensure_future(asyncio.to_thread(thread.stop))
+        for _ in range(200):
+            asked.append(asyncio.ensure_future(thread.run(lambda engine: engine.pages.num_used)))
+            await asyncio.sleep(0)
+        await stopping
+        asked.append(asyncio.ensure_future(thread.run(lambda engine: engine.pages.num_used)))
+        return await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+
+    found = asyncio.run(ask())
+    assert found[0] == 0 and isinstance(found[-1], HearthError)
+    assert all(one == 0 or isinstance(one, HearthError) for one in found)

@@ -4,7 +4,16 @@ import typing
 
 import pytest
 
-from openhearth.server.dialects import anthropic, completions, ollama, openai, openai_fields
+from openhearth.server.dialects import (
+    anthropic,
+    completions,
+    embeddings,
+    ollama,
+    ollama_embed,
+    openai,
+    openai_fields,
+    response_fields,
+)
 from openhearth.server.errors import Refusal
 from openhearth.server.fields import (
     Field,
@@ -43,6 +52,35 @@ def test_every_field_of_openai_is_known():
     assert annotations(options) == names(openai_fields.STREAM_OPTIONS_FIELDS)
 
 
+def test_every_field_of_responses_is_known():
+    from openai.types.responses import (
+        input_item_list_params,
+        input_token_count_params,
+        response_create_params,
+        response_retrieve_params,
+    )
+    from openai.types.shared_params import reasoning
+
+    made = annotations(response_create_params.ResponseCreateParamsBase) | {"stream"}
+    assert made <= names(response_fields.CREATE_FIELDS)
+    counted = annotations(input_token_count_params.InputTokenCountParams)
+    assert counted == names(response_fields.INPUT_TOKENS_FIELDS)
+    assert annotations(input_token_count_params.Text) == names(response_fields.TEXT_FIELDS)
+    assert annotations(reasoning.Reasoning) == names(response_fields.REASONING_FIELDS)
+    assert annotations(input_item_list_params.InputItemListParams) <= names(response_fields.ITEMS_QUERY)
+    assert annotations(response_retrieve_params.ResponseRetrieveParamsBase) <= names(
+        response_fields.RETRIEVE_QUERY)
+
+
+def test_every_field_of_embeddings_is_known():
+    from ollama._types import EmbeddingsRequest, EmbedRequest
+    from openai.types import embedding_create_params
+
+    assert annotations(embedding_create_params.EmbeddingCreateParams) == names(embeddings.FIELDS)
+    assert set(EmbedRequest.model_fields) == names(ollama_embed.EMBED_FIELDS)
+    assert set(EmbeddingsRequest.model_fields) == names(ollama_embed.EMBEDDINGS_FIELDS)
+
+
 def test_every_field_of_anthropic_is_known():
     from anthropic.types import message_count_tokens_params, message_create_params
 
@@ -60,7 +98,9 @@ def test_every_field_of_ollama_is_known():
 
 
 @pytest.mark.parametrize("fields", [openai.CHAT_FIELDS, completions.FIELDS, anthropic.FIELDS,
-                                    ollama.CHAT_FIELDS, ollama.GENERATE_FIELDS, ollama.OPTIONS_FIELDS])
+                                    ollama.CHAT_FIELDS, ollama.GENERATE_FIELDS, ollama.OPTIONS_FIELDS,
+                                    embeddings.FIELDS, ollama_embed.EMBED_FIELDS,
+                                    response_fields.CREATE_FIELDS])
 def test_no_field_is_in_a_table_twice_and_each_says_why(fields):
     assert len(names(fields)) == len(fields)
     assert all(field.note and (field.read is not None) == (field.status == "done") for field in fields)

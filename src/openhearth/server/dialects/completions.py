@@ -28,47 +28,25 @@ from openhearth.server.dialects.openai_fields import (
 from openhearth.server.dialects.tokens import finite, plain_text
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Stream
-from openhearth.server.fields import Field, flag, read_fields, refused, require, whole, wrong
+from openhearth.server.fields import Field, flag, read_fields, refused, require, texts_or_ids, whole
 from openhearth.server.generation import Generation
 from openhearth.server.served import Limits
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's own default for this path."""
 
-Prompt = str | tuple[int, ...]
 Pairs = tuple[tuple[int, float], ...]
 
 
-def read_prompts(name: str, value: Any) -> list[Prompt]:
-    """Read a text, token ids, or a list of either. Raises: Refusal."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list) or not value:
-        raise wrong(name, value, "a text, token ids, or a list of either that is not empty")
-    if all(type(one) is int for one in value):
-        return [tuple(value)]
-    if len(value) > Limits.max_prompts:
-        raise Refusal(f"`{name}` has {len(value)} prompts", field=name, code="invalid_value",
-                      why=f"at most {Limits.max_prompts} are taken at a time")
-    prompts: list[Prompt] = []
-    for one in value:
-        if isinstance(one, list) and one and all(type(token_id) is int for token_id in one):
-            prompts.append(tuple(one))
-        elif isinstance(one, str):
-            prompts.append(one)
-        else:
-            raise wrong(name, one, "a text or token ids")
-    return prompts
-
-
 FIELDS = (
-    Field("prompt", "a text, token ids, or a list of either; control tokens in text stay text", read_prompts),
+    Field("prompt", "a text, token ids, or a list of either; control tokens in text stay text",
+          texts_or_ids(Limits.max_prompts)),
     *COMMON_FIELDS,
     Field("max_tokens", f"longest answer, {DEFAULT_MAX_TOKENS} when left out; 0 with `echo` only scores",
           whole(0, 2**31)),
     Field("echo", "the prompt comes first, with its log-probabilities if they are asked for", flag),
-    Field("logprobs", f"log-probabilities of the tokens and of 0 to {MAX_LOGPROBS} alternatives",
-          whole(0, MAX_LOGPROBS)),
+    Field("logprobs", "log-probabilities of the tokens, the one that ended the answer included, and of 0 to "
+          f"{MAX_LOGPROBS} alternatives", whole(0, MAX_LOGPROBS)),
     refused("best_of", "answers that are not returned would be computed; ask for `n`", 1),
     refused("suffix", "models are not asked to fill in a middle in this version", ""),
 )
@@ -128,12 +106,17 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
         raise Refusal("`max_tokens` is `0` without `echo`", field="max_tokens", hint="max_tokens: 16")
     num_logprobs, with_usage = values.get("logprobs"), include_usage(values)
     call.note(model=values["model"])
+    settings = {**sampling_settings(values), "num_logprobs": num_logprobs or 0}
+    if "structured_outputs" in values:
+        settings["token_mask"] = await served.follow(values["structured_outputs"], "structured_outputs")
     prompts = [await served.encode(prompt) if isinstance(prompt, str) else prompt
                for prompt in values["prompt"]]
+    if not max_tokens:
+        call.count_prompt(adapter or served.name, sum(map(len, prompts)))
     # All at once: prompts of one request share steps.
     generations = [await call.open(served.job(
-        prompt, adapter=adapter, settings={**sampling_settings(values), "num_logprobs": num_logprobs or 0},
-        max_tokens=max_tokens, n=values.get("n", 1), seed=values.get("seed"), stops=values.get("stop", ()),
+        prompt, adapter=adapter, settings=settings, max_tokens=max_tokens, n=values.get("n", 1),
+        seed=values.get("seed"), stops=values.get("stop", ()),
         cache_salt=call.cache_salt)) for prompt in prompts] if max_tokens else []
     echoed = [await _echo(call, prompt, num_logprobs, adapter) for prompt in prompts] if does_echo else []
     texts = [prompt if isinstance(prompt, str) else served.model.tokenizer.decode(prompt)
@@ -208,11 +191,15 @@ class _Answer:
             if not self._generations:
                 continue
             async for part in self._generations[place].parts():
-                yield None if part is None else self._choice(
+                if part is None:
+                    yield None
+                    continue
+                # The token that ended the answer is among them, as in vLLM: harnesses drop the last one.
+                events = part.events if part.last is None else (*part.events, part.last)
+                yield self._choice(
                     place * self._n + part.index, part.text,
-                    _Shown([event.token_id for event in part.events],
-                           [event.logprob for event in part.events],
-                           [event.top_logprobs for event in part.events]), part.finish_reason)
+                    _Shown([event.token_id for event in events], [event.logprob for event in events],
+                           [event.top_logprobs for event in events]), part.finish_reason)
         self._call.note_generation(*self._generations)
 
     def _choice(self, index: int, text: str, shown: _Shown, reason: str | None) -> dict[str, Any]:

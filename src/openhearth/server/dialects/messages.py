@@ -1,27 +1,52 @@
 """Conversations as wire formats bring them, to the plain messages that a chat template reads.
 
-Does not: read tool calls, tool results, images or audio; they are refused by name.
+Does not: read images or audio; they are refused by name.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from openhearth.server.dialects.tools import read_calls
 from openhearth.server.errors import Refusal
-from openhearth.server.fields import Field, array, not_applicable, read_fields, refused, text, wrong
+from openhearth.server.fields import (
+    Field,
+    array,
+    not_applicable,
+    object_schema,
+    one_of,
+    read_fields,
+    refused,
+    shaped,
+    text,
+    text_or_list,
+    wrong,
+)
 
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_LATER = "tool calls are not in this version"
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+         "tool": "tool"}
 
 
+@shaped({"enum": list(ROLES)})
 def _role(name: str, value: Any) -> str:
-    if value in ("tool", "function"):
-        raise Refusal(f"`{name}` is `{value}`", field=name, code="unsupported_field", why=_LATER)
+    if value == "function":
+        raise Refusal(f"`{name}` is `function`", field=name, code="unsupported_field",
+                      why="it is the older way to send what a tool gave back", hint="role `tool`")
     if not isinstance(value, str) or value not in ROLES:
         raise wrong(name, value, " or ".join(f"`{role}`" for role in ROLES))
     return ROLES[value]
 
 
+PART_FIELDS = (
+    Field("type", "`text`; everything else is refused", one_of("text")),
+    Field("text", "the text; parts are joined by line breaks", text),
+    refused("citations", "there are no documents to cite", []),
+    refused("annotations", "there are none", []),
+    refused("prompt_cache_breakpoint", "the cache finds equal beginnings by itself"),
+    not_applicable("cache_control", "the cache finds equal beginnings by itself and changes no answer"),
+)
+
+@shaped(text_or_list(object_schema(PART_FIELDS)))
 def read_content(name: str, value: Any) -> str:
     """Return the text of a content that is a text or a list of text parts. Raises: Refusal."""
     if isinstance(value, str):
@@ -37,33 +62,42 @@ def read_content(name: str, value: Any) -> str:
     return "\n".join(texts)
 
 
-PART_FIELDS = (
-    Field("type", "`text`; everything else is refused", text),
-    Field("text", "the text; parts are joined by line breaks", text),
-    refused("citations", "there are no documents to cite", []),
-    refused("annotations", "there are none", []),
-    refused("prompt_cache_breakpoint", "the cache finds equal beginnings by itself"),
-    not_applicable("cache_control", "the cache finds equal beginnings by itself and changes no answer"),
-)
-
 MESSAGE_FIELDS = (
-    Field("role", "`system`, `developer` (the same), `user`, `assistant`", _role),
+    Field("role", "`system`, `developer` (the same), `user`, `assistant`, `tool`", _role),
     Field("content", "text, or parts of text", read_content),
     Field("reasoning_content", "what the assistant thought; templates decide whether it is read again", text),
     Field("reasoning", "the same", text),
     Field("thinking", "the same", text),
-    refused("name", "chat templates have no place for it"),
-    refused("tool_calls", _LATER, []),
-    refused("tool_call_id", _LATER),
-    refused("tool_name", _LATER),
-    refused("function_call", _LATER),
+    Field("tool_calls", "what the assistant called", read_calls),
+    Field("tool_call_id", "the call that a `tool` message answers", text),
+    Field("tool_name", "the tool that a `tool` message comes from (Ollama)", text),
+    Field("name", "the same; refused for other roles, chat templates have no place for it", text),
+    refused("function_call", "the older form of `tool_calls`"),
     refused("refusal", "models here refuse in words"),
+    not_applicable("parsed", "what a client read in `content`"),
     refused("annotations", "there are none", []),
     refused("audio", "this version reads text only"),
     refused("images", "this version reads text only", []),
 )
 
 
+_ROLE_OF = {"tool_calls": "assistant", "tool_call_id": "tool", "tool_name": "tool", "name": "tool"}
+"""Fields that messages of one role have."""
+
+
+def _message_schema(*roles: str) -> dict[str, Any]:
+    required = ("role",) if roles == ("assistant",) else ("role", "content")
+    schema = object_schema((field for field in MESSAGE_FIELDS if _ROLE_OF.get(field.name, roles[0]) in roles),
+                           *required)
+    schema["properties"]["role"] = {"enum": list(roles)}
+    return schema
+
+
+MESSAGE_SCHEMA = {"anyOf": [_message_schema("system", "developer", "user"), _message_schema("assistant"),
+                            _message_schema("tool")]}
+
+
+@shaped({"type": "array", "items": MESSAGE_SCHEMA, "minItems": 1})
 def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
     """Return messages of role and content. Raises: Refusal for what this version cannot read."""
     messages = []
@@ -76,8 +110,19 @@ def read_messages(name: str, value: Any) -> list[dict[str, Any]]:
             raise Refusal(f"`{where}.role` is missing", field=f"{where}.role", code="missing_field")
         if "content" not in values and values["role"] != "assistant":
             raise Refusal(f"`{where}.content` is missing", field=f"{where}.content", code="missing_field")
-        messages.append({"content": "", **values})
+        messages.append(_placed({"content": "", **values}, where))
     if not messages:
         raise Refusal(f"`{name}` is empty", field=name, code="invalid_value",
                       why="a conversation has at least one message")
     return messages
+
+
+def _placed(message: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a message whose fields fit its role. Raises: Refusal."""
+    for name, role in _ROLE_OF.items():
+        if name in message and message["role"] != role:
+            raise Refusal(f"`{where}.{name}` is given for role `{message['role']}`", field=f"{where}.{name}",
+                          code="unsupported_field", why=f"only messages of role `{role}` have it")
+    if "tool_name" in message:
+        message["name"] = message.pop("tool_name")
+    return message

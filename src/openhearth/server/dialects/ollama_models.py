@@ -1,49 +1,71 @@
-"""What Ollama's clients are told about a served model.
+"""What Ollama's clients are told about a model, loaded or not.
 
-Does not: read anything but what is loaded.
+Does not: load one; what is not loaded is read from its headers.
 """
 
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Any
 
-from openhearth.server.served import Served
+from openhearth import chat, formats
+from openhearth.config import Config
+from openhearth.local import default_sampling
+from openhearth.server.models import Offer
 from openhearth.units import format_count
 
 
-def describe(served: Served, name: str) -> dict[str, Any]:
+def describe(offer: Offer, name: str) -> dict[str, Any]:
     """Return a model's line in a list. The digest is that of its weights and its adapter."""
-    stored = served.model.stored
+    stored, short = offer.plan.stored, name.removesuffix(":latest")
     digest = stored.weights_sha256
-    if name != served.name:
-        version = served.engine.model.adapters[name].version
-        digest = hashlib.sha256(f"{digest}+{version}".encode()).hexdigest()
-    return {"name": name, "model": name, "modified_at": served.loaded_at, "size": stored.num_bytes,
-            "digest": digest, "details": details(served)}
+    if short != offer.name:
+        digest = hashlib.sha256(f"{digest}+{offer.adapters[short].sha256}".encode()).hexdigest()
+    return {"name": name, "model": name, "modified_at": _time(offer.offered_at), "size": stored.num_bytes,
+            "digest": digest, "details": _details(offer, name)}
 
 
-def details(served: Served) -> dict[str, Any]:
-    """Return a model's shape in a few words."""
-    spec = served.model.spec
-    return {"parent_model": "", "format": "gguf" if served.model.stored.path.is_file() else "safetensors",
-            "family": spec.model_type, "families": [spec.model_type],
-            "parameter_size": format_count(spec.num_parameters), "quantization_level": spec.dtype.upper()}
+def describe_loaded(offer: Offer, name: str) -> dict[str, Any]:
+    """Return a loaded model's line: with what it holds, and when it goes if nobody asks."""
+    expires_at = offer.expires_at
+    return {**describe(offer, name), "size": offer.plan.num_bytes, "size_vram": 0,
+            "expires_at": "9999-12-31T23:59:59Z" if expires_at is None else _time(expires_at),
+            "context_length": offer.plan.context_length}
 
 
-def model_facts(served: Served, name: str) -> dict[str, Any]:
-    """Return what `/api/show` answers."""
-    model, spec = served.model, served.model.spec
-    template = model.template.sources.get("default", "") if model.template else ""
-    settings = "\n".join(f"{setting} {value:g}" for setting, value in sorted(model.default_sampling.items()))
+def model_facts(offer: Offer, name: str) -> dict[str, Any]:
+    """Return what `/api/show` answers; reads the tokenizer's files of a model that is not loaded."""
+    stored, spec, served = offer.plan.stored, offer.plan.spec, offer.served
+    if served is not None:
+        template, sampling = served.model.template, served.model.default_sampling
+    else:
+        checkpoint = formats.open_checkpoint(stored.path)
+        template = chat.load_template(checkpoint, chat.load_tokenizer(checkpoint))
+        sampling = default_sampling(stored, checkpoint, Config.from_env())
+    settings = "\n".join(f"{setting} {value:g}" for setting, value in sorted(sampling.items()))
     family = spec.model_type
-    return {"modelfile": "", "parameters": settings, "template": template,
-            "license": model.stored.licence or "", "modified_at": served.loaded_at,
-            "details": details(served), "capabilities": ["completion"],
+    return {"modelfile": "", "parameters": settings,
+            "template": template.sources.get("default", "") if template else "",
+            "license": stored.licence or "", "modified_at": _time(offer.offered_at),
+            "details": _details(offer, name), "capabilities": ["completion"],
             "model_info": {"general.architecture": family, "general.basename": name,
                            "general.parameter_count": spec.num_parameters,
-                           f"{family}.context_length": served.engine.context_length,
+                           f"{family}.context_length": offer.plan.context_length,
                            f"{family}.embedding_length": spec.hidden_size,
                            f"{family}.block_count": spec.num_layers,
                            f"{family}.attention.head_count": spec.num_heads,
                            f"{family}.attention.head_count_kv": spec.num_kv_heads}}
+
+
+def _details(offer: Offer, name: str) -> dict[str, Any]:
+    """Return a model's shape in a few words."""
+    spec = offer.plan.spec
+    return {"parent_model": "" if name.removesuffix(":latest") == offer.name else offer.name,
+            "format": "gguf" if offer.plan.stored.path.is_file() else "safetensors",
+            "family": spec.model_type, "families": [spec.model_type],
+            "parameter_size": format_count(spec.num_parameters), "quantization_level": spec.dtype.upper()}
+
+
+def _time(when: datetime) -> str:
+    return when.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from openhearth.errors import HearthError
+from openhearth.server.dialects.tools import read_structured
 from openhearth.server.errors import Refusal, sentence, status_and_code
 from openhearth.server.exchange import to_json
 from openhearth.server.fields import (
     Field,
     flag,
     logit_bias,
-    mapping,
     not_applicable,
     number,
-    read_fields,
+    object_of,
+    refused,
     stop_texts,
     text,
     whole,
@@ -26,16 +27,20 @@ from openhearth.server.fields import (
 from openhearth.server.generation import Generation
 from openhearth.server.served import Limits
 
-LATER = "tool calls are not in this version"
 MAX_LOGPROBS = 20
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
              "repetition_penalty", "logit_bias")
 
+STREAM_OPTIONS_FIELDS = (
+    Field("include_usage", "one more chunk with `usage` and no choices, before `[DONE]`", flag),
+    not_applicable("include_obfuscation", "pads chunks against eavesdroppers; use TLS"),
+)
+
 COMMON_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("stream", "answer in server-sent events", flag),
-    Field("stream_options", "with `stream`; see below", mapping),
+    Field("stream_options", "with `stream`; see below", object_of(STREAM_OPTIONS_FIELDS)),
     Field("n", f"1 to {Limits.max_n} answers, which share the prompt's computation", whole(1, Limits.max_n)),
     Field("seed", "same request, same seed, same weights: same tokens and log-probabilities, under any load",
           whole(-2**63, 2**63 - 1)),
@@ -49,14 +54,12 @@ COMMON_FIELDS = (
     Field("repetition_penalty", "above 1: tokens of prompt and answer are less likely (as in vLLM)",
           number(0.01, 100)),
     Field("logit_bias", "token id -> -100 to 100, added to its logit", logit_bias),
+    Field("structured_outputs", "`json`, `regex`, `choice`, `grammar` or `json_object`: what the answer "
+          "follows (as in vLLM)", read_structured),
+    *(refused(f"guided_{kind}", f"the older way; `structured_outputs.{kind}` is taken")
+      for kind in ("json", "regex", "choice", "grammar")),
     not_applicable("user", "names an end user to OpenAI; nobody is told here"),
 )
-
-STREAM_OPTIONS_FIELDS = (
-    Field("include_usage", "one more chunk with `usage` and no choices, before `[DONE]`", flag),
-    not_applicable("include_obfuscation", "pads chunks against eavesdroppers; use TLS"),
-)
-
 
 def sampling_settings(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of `engine.Sampling` that a request gave."""
@@ -70,8 +73,7 @@ def include_usage(values: Mapping[str, Any]) -> bool:
     if not values.get("stream", False):
         raise Refusal("`stream_options` is given without `stream`", field="stream_options",
                       hint="stream: true")
-    options = read_fields(STREAM_OPTIONS_FIELDS, values["stream_options"], "stream_options")
-    return options.get("include_usage", False)
+    return values["stream_options"].get("include_usage", False)
 
 
 def max_tokens_of(values: Mapping[str, Any]) -> int | None:
@@ -91,7 +93,8 @@ def usage_of(generations: Sequence[Generation], prompt_tokens: int = 0) -> dict[
     return {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": 0}}
+            "completion_tokens_details": {
+                "reasoning_tokens": sum(generation.reasoning_tokens for generation in generations)}}
 
 
 def to_event(value: Any) -> bytes:

@@ -7,14 +7,28 @@ from __future__ import annotations
 
 from typing import Any
 
+from openhearth.server.asking import Answering
 from openhearth.server.dialects.messages import read_messages
 from openhearth.server.dialects.openai_fields import error_document
 from openhearth.server.dialects.tokens import plain_text
+from openhearth.server.dialects.tools import read_tools
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Dialect, Route
-from openhearth.server.fields import Field, array, flag, mapping, read_fields, refused, require, text, wrong
+from openhearth.server.fields import (
+    Field,
+    array,
+    flag,
+    mapping,
+    read_fields,
+    refused,
+    require,
+    shaped,
+    text,
+    wrong,
+)
 
 
+@shaped({"type": "array", "items": {"type": "integer", "minimum": 0}})
 def _token_ids(name: str, value: Any) -> list[int]:
     if not all(type(one) is int for one in array(name, value)):
         raise wrong(name, value, "token ids")
@@ -22,7 +36,7 @@ def _token_ids(name: str, value: Any) -> list[int]:
 
 
 TOKENIZE_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("prompt", "a plain text", text),
     Field("messages", "or a conversation, up to the assistant's turn", read_messages),
     Field("add_special_tokens", "of a plain text: BOS where the tokenizer adds one; on unless `false`", flag),
@@ -31,11 +45,11 @@ TOKENIZE_FIELDS = (
     refused("add_generation_prompt", "conversations end with it; `true` is taken", True),
     refused("continue_final_message", "not in this version", False),
     refused("chat_template", "the model's own template is used"),
-    refused("tools", "tool calls are not in this version", []),
+    Field("tools", "with `messages`: functions that the model may call", read_tools),
 )
 
 DETOKENIZE_FIELDS = (
-    Field("model", "the served model, or one of its adapters", text),
+    Field("model", "a served model, or an adapter", text),
     Field("tokens", "token ids; control tokens give their spelling", _token_ids),
 )
 
@@ -47,8 +61,12 @@ async def tokenize(call: Call) -> dict[str, Any]:
     served.adapter_of(values.get("model", served.name))
     if ("prompt" in values) == ("messages" in values):
         raise Refusal("a request has either `prompt` or `messages`", field="prompt")
+    if values.get("tools") and "messages" not in values:
+        raise Refusal("`tools` is given without `messages`", field="tools")
     if "messages" in values:
-        token_ids = await served.render(values["messages"], values.get("chat_template_kwargs"))
+        answering = Answering(tools=values.get("tools", ()))
+        asked = await served.prepare(values["messages"], answering, values.get("chat_template_kwargs"))
+        token_ids = asked.token_ids
     elif values.get("add_special_tokens", True):
         token_ids = await served.encode(values["prompt"])
     else:
@@ -71,6 +89,6 @@ async def detokenize(call: Call) -> dict[str, str]:
 
 
 TOKENIZING = Dialect("tokenizing", (
-    Route("POST", "/tokenize", tokenize),
-    Route("POST", "/detokenize", detokenize),
+    Route("POST", "/tokenize", tokenize, TOKENIZE_FIELDS),
+    Route("POST", "/detokenize", detokenize, DETOKENIZE_FIELDS),
 ), error_document)

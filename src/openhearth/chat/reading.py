@@ -1,0 +1,73 @@
+"""How the answer to a prompt is read: thoughts, content and tool calls out of one stream of text.
+
+Does not: read an answer that nobody said thinks or calls tools; its text is content as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openhearth.chat.grammar import GrammarText, after_thought
+from openhearth.chat.pieces import AnswerPiece
+from openhearth.chat.thinking import CLOSE, OPEN, Thinking, ThinkingSplit
+from openhearth.chat.tokenizer import Tokenizer
+from openhearth.chat.tools.formats import ToolFormat
+from openhearth.chat.tools.parsing import CallParser
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What to look for in an answer. tool_names: of the request's tools; tool_format: None without tools.
+
+    Example: ``Reading(Thinking.INSIDE).begin().push("hm</think>4")`` gives "hm" as reasoning, "4" as content.
+    """
+
+    thinking: Thinking = Thinking.NEVER
+    tool_format: ToolFormat | None = None
+    tool_names: frozenset[str] = frozenset()
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """Texts that may be control tokens, and are to be read all the same."""
+        thinking = () if self.thinking is Thinking.NEVER else (OPEN, CLOSE)
+        return (*thinking, *(self.tool_format.marks if self.tool_format is not None else ()))
+
+    def begin(self) -> AnswerReader:
+        """Return the reader of one answer."""
+        return AnswerReader(self)
+
+    def after_thinking(self, grammar: GrammarText, tokenizer: Tokenizer) -> GrammarText:
+        """Return a grammar that leaves thoughts alone and begins where the answer does."""
+        if self.thinking is Thinking.NEVER:
+            return grammar
+        return after_thought(grammar, OPEN, CLOSE, tokenizer, is_inside=self.thinking is Thinking.INSIDE)
+
+
+class AnswerReader:
+    """Reads one answer while it is written."""
+
+    def __init__(self, reading: Reading) -> None:
+        self._split = ThinkingSplit(reading.thinking)
+        self._calls = None
+        if reading.tool_format is not None:
+            self._calls = CallParser(reading.tool_format, reading.tool_names)
+
+    @property
+    def is_thinking(self) -> bool:
+        """Whether what came last belongs to a thought."""
+        return self._split.is_thinking
+
+    def push(self, text: str) -> list[AnswerPiece]:
+        """Return what can be shown."""
+        return self._parsed(self._split.push(text))
+
+    def finish(self) -> list[AnswerPiece]:
+        """Return what was held back at the end of the text."""
+        rest = self._parsed(self._split.finish())
+        return rest + (self._calls.finish() if self._calls is not None else [])
+
+    def _parsed(self, pieces: list[AnswerPiece]) -> list[AnswerPiece]:
+        if self._calls is None:
+            return pieces
+        return [parsed for piece in pieces for parsed in
+                (self._calls.push(piece.text) if piece.kind == "content" else [piece])]

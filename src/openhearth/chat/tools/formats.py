@@ -1,0 +1,112 @@
+"""How families of models write a tool call, and which family a model is of.
+
+Sources: the chat templates that models of each family carry, and what they document: Hermes (NousResearch
+function calling, taken over by Qwen 2.5 and 3), Llama 3.1 (meta-llama/llama-models, prompt_format.md),
+Mistral (mistral-common, tokenizers v3 and v11), DeepSeek V3, R1 and V3.1 (their chat templates).
+
+Does not: write calls of past turns or descriptions of tools into a prompt; templates do.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from openhearth.chat.template import ChatTemplate
+from openhearth.chat.tokenizer import Tokenizer
+
+_CALLS, _CALLS_END = "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>"
+_CALL, _CALL_END = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
+_SEPARATOR = "<\uff5ctool\u2581sep\uff5c>"
+_NEVER = re.compile(r"(?!)")
+
+
+@dataclass(frozen=True)
+class ToolFormat:
+    """One way to write calls.
+
+    triggers: texts that begin calls, anywhere in an answer. may_begin_bare: a JSON object at the beginning
+    of an answer is a call, if it names a tool. object_lead: what may stand between a trigger and a JSON
+    object of name and arguments. name_lead: the same where the name stands before the object of arguments.
+    closers: texts after a call, white space between them, that belong to it. joins: texts after which
+    another call follows without a trigger.
+    opening, before, middle, after, join, closing: how one call, or several, are written: `opening before NAME
+    middle ARGUMENTS after join before ... closing`.
+    """
+
+    name: str
+    triggers: tuple[str, ...]
+    opening: tuple[str, ...]
+    before: tuple[str, ...]
+    middle: tuple[str, ...]
+    after: tuple[str, ...]
+    join: tuple[str, ...]
+    closing: tuple[str, ...]
+    may_begin_bare: bool = False
+    object_lead: re.Pattern[str] = re.compile(r"\s*")
+    name_lead: re.Pattern[str] = _NEVER
+    closers: tuple[str, ...] = ()
+    joins: tuple[str, ...] = ()
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """All texts that may be control tokens of a tokenizer, and must be seen then."""
+        return tuple(dict.fromkeys((*self.triggers, *self.closers, *self.joins, "[ARGS]", "[CALL_ID]",
+                                    _SEPARATOR)))
+
+
+NAME = r"[A-Za-z0-9_.:-]{1,128}"
+"""Names that can stand in every format, as a regular expression."""
+
+_NAME = rf"(?P<name>{NAME})"
+
+FORMATS = {one.name: one for one in (
+    ToolFormat(
+        "hermes", ("<tool_call>",), closers=("</tool_call>",),
+        opening=(), before=("<tool_call>", '\n{"name": "'), middle=('", "arguments": ',),
+        after=("}\n", "</tool_call>"), join=("\n",), closing=()),
+    ToolFormat(
+        "llama3", ("<|python_tag|>",), may_begin_bare=True, joins=(";",),
+        opening=(), before=('{"name": "',), middle=('", "parameters": ',), after=("}",), join=("; ",),
+        closing=()),
+    ToolFormat(
+        "mistral", ("[TOOL_CALLS]",), object_lead=re.compile(r"\s*(?:\[\s*)?"),
+        name_lead=re.compile(rf"\s*{_NAME}\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*"),
+        closers=("]",), joins=(",",),
+        opening=("[TOOL_CALLS]", " ["), before=('{"name": "',), middle=('", "arguments": ',), after=("}",),
+        join=(", ",), closing=("]",)),
+    ToolFormat(
+        "mistral-args", ("[TOOL_CALLS]",), object_lead=re.compile(r"\s*(?:\[\s*)?"),
+        name_lead=re.compile(rf"\s*{_NAME}\s*(?:\[CALL_ID\]\s*\w*\s*)?(?:\[ARGS\])?\s*"),
+        closers=("]",), joins=(",",),
+        opening=(), before=("[TOOL_CALLS]",), middle=("[ARGS]",), after=(), join=(), closing=()),
+    ToolFormat(
+        "deepseek", (_CALLS, _CALL), object_lead=_NEVER,
+        name_lead=re.compile(rf"\s*(?:{_CALL})?\s*(?:function\s*{_SEPARATOR})?\s*{_NAME}\s*(?:{_SEPARATOR})?"
+                             r"\s*(?:```json)?\s*"),
+        closers=("```", _CALL_END, _CALLS_END), joins=(_CALL,),
+        opening=(_CALLS,), before=(_CALL, "function", _SEPARATOR), middle=("\n```json\n",),
+        after=("\n```", _CALL_END), join=("\n",), closing=(_CALLS_END,)),
+    ToolFormat(
+        "deepseek-v3.1", (_CALLS, _CALL), object_lead=_NEVER,
+        name_lead=re.compile(rf"\s*(?:{_CALL})?\s*(?:function\s*{_SEPARATOR})?\s*{_NAME}\s*(?:{_SEPARATOR})?"
+                             r"\s*(?:```json)?\s*"),
+        closers=("```", _CALL_END, _CALLS_END), joins=(_CALL,),
+        opening=(_CALLS,), before=(_CALL,), middle=(_SEPARATOR,), after=(_CALL_END,), join=(),
+        closing=(_CALLS_END,)),
+)}
+
+
+def find_format(template: ChatTemplate | None, tokenizer: Tokenizer) -> ToolFormat | None:
+    """Return how a model writes calls, by its template and its control tokens; None where it has no tools."""
+    source = "\n".join(template.sources.values()) if template is not None else ""
+    if not re.search(r"\btools\b", source):
+        return None
+    if _CALL in source or _CALLS in source:
+        return FORMATS["deepseek" if "```json" in source else "deepseek-v3.1"]
+    if "[TOOL_CALLS]" in source:
+        return FORMATS["mistral-args" if "[ARGS]" in source else "mistral"]
+    if "<tool_call>" not in source and "<|start_header_id|>" in source:
+        return FORMATS["llama3"]
+    return FORMATS["hermes"]
+

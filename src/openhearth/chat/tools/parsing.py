@@ -1,0 +1,250 @@
+"""Tool calls out of a stream of text, in pieces that do not depend on how the text is cut.
+
+A call is shown when its name is known; its arguments follow as they are written. Text that begins like a call
+and is none is given back as content. Where a model breaks off or breaks JSON inside arguments, the call keeps
+what it wrote, and a client finds that it is no JSON.
+
+Does not: check arguments against a tool's schema; a grammar does where one is asked for (`grammar.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection
+from typing import Any
+
+from openhearth.chat.pieces import AnswerPiece, find_first
+from openhearth.chat.tools.formats import ToolFormat
+
+_LEAD_CHARS = 256
+_HEAD_CHARS = 4096
+_HEAD = re.compile(r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,\s*'
+                   r'"(?:arguments|parameters)"\s*:\s*(?=\{)')
+_OTHER = re.compile(r'\{\s*"(?!(?:name|type|id|function|arguments|parameters)")[^"\\]*["\\]')
+_JSON = re.compile(r'[\s\w{}\[\]:,.+-]')
+
+
+class JsonSpan:
+    """Finds the end of a JSON object in a stream. Example: ``JsonSpan().push('{"a": "}"} b') == 10``."""
+
+    def __init__(self) -> None:
+        self._depth = 0
+        self._is_text = self._is_escaped = False
+        self.is_done = self.is_broken = False
+
+    def push(self, text: str) -> int:
+        """Return how many characters belong to the object; all of them while it goes on.
+
+        is_done: the object ended there. is_broken: no JSON goes on like this.
+        """
+        for place, char in enumerate(text):
+            if self._is_text:
+                if self._is_escaped:
+                    self._is_escaped = False
+                elif char == "\\":
+                    self._is_escaped = True
+                elif char == '"':
+                    self._is_text = False
+            elif char == '"':
+                self._is_text = True
+            elif char in "{[":
+                self._depth += 1
+            elif char in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self.is_done = True
+                    return place + 1
+            elif not _JSON.match(char):
+                self.is_broken = True
+                return place
+        return len(text)
+
+
+class CallParser:
+    """Splits content from calls. names: of the tools that there are.
+
+    Example: ``CallParser(FORMATS["hermes"], {"now"}).push('<tool_call>{"name": "now", "arguments": {}}')``
+    gives the pieces "call" `now` and "arguments" `{}`.
+    """
+
+    def __init__(self, form: ToolFormat, names: Collection[str]) -> None:
+        self._form, self._names = form, frozenset(names)
+        self._held = ""
+        self._state = self._content
+        self._trigger = ""
+        self._is_start = True
+        self._num_calls = 0
+        self._inner, self._outer = JsonSpan(), JsonSpan()
+        self._has_outer = False
+        self._scanned = 0
+        self._pieces: list[AnswerPiece] = []
+
+    def push(self, text: str) -> list[AnswerPiece]:
+        """Return what can be shown."""
+        self._held += text
+        while self._state():
+            pass
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    def finish(self) -> list[AnswerPiece]:
+        """Return what was held back at the end of the text."""
+        if self._state == self._lead or self._state == self._object:
+            self._show(self._trigger + self._held)
+        elif self._state == self._content:
+            self._show(self._held)
+        self._held = ""
+        pieces, self._pieces = self._pieces, []
+        return pieces
+
+    # Each state takes from what is held and says whether another look is worth it.
+
+    def _content(self) -> bool:
+        if self._is_start and self._form.may_begin_bare:
+            begun = self._held.lstrip()
+            if not begun:
+                return False
+            self._is_start = False
+            if begun[0] == "{":
+                return self._begin("", self._held)
+        at, trigger = find_first(self._held, self._form.triggers)
+        shown = self._held[:at].rstrip()
+        self._show(shown)
+        self._held, at = self._held[len(shown):], at - len(shown)
+        if trigger is None:
+            return False
+        return self._begin(self._held[:at] + trigger, self._held[at + len(trigger):])
+
+    def _begin(self, trigger: str, held: str) -> bool:
+        self._trigger, self._held, self._state = trigger, held, self._lead
+        return True
+
+    def _lead(self) -> bool:
+        """Between a trigger and the first brace."""
+        at = self._held.find("{", 0, _LEAD_CHARS)
+        if at < 0:
+            return self._give_up() if len(self._held) >= _LEAD_CHARS else False
+        lead = self._held[:at]
+        if self._form.object_lead.fullmatch(lead):
+            self._trigger, self._held = self._trigger + lead, self._held[at:]
+            self._outer, self._scanned, self._state = JsonSpan(), 0, self._object
+            return True
+        named = self._form.name_lead.fullmatch(lead)
+        if named is None:
+            return self._give_up()
+        self._call(named["name"], self._held[at:], has_outer=False)
+        return True
+
+    def _object(self) -> bool:
+        """In an object of name and arguments, before it is known to be a call."""
+        if not self._trigger.strip() and _OTHER.match(self._held):
+            return self._give_up()  # an answer in JSON is shown as it comes
+        head = _HEAD.match(self._held, 0, _HEAD_CHARS)
+        if head is not None and (name := _text_of(head["name"])) is not None and self._is_tool(name):
+            self._outer = JsonSpan()
+            self._outer.push(self._held[:head.end()])
+            self._call(name, self._held[head.end():], has_outer=True)
+            return True
+        self._scanned += self._outer.push(self._held[self._scanned:])
+        if self._outer.is_broken:
+            return self._give_up()
+        if not self._outer.is_done:
+            return False
+        found = _call_of(self._held[:self._scanned])
+        if found is None or not self._is_tool(found[0]):
+            return self._give_up()
+        self._call(found[0], self._held[self._scanned:], has_outer=False)
+        self._pieces.append(AnswerPiece("arguments", found[1], self._num_calls - 1))
+        self._state = self._after
+        return True
+
+    def _call(self, name: str, held: str, *, has_outer: bool) -> None:
+        self._pieces.append(AnswerPiece("call", name, self._num_calls))
+        self._num_calls += 1
+        self._held, self._has_outer, self._inner, self._state = held, has_outer, JsonSpan(), self._arguments
+
+    def _arguments(self) -> bool:
+        if not self._held:
+            return False
+        count = self._inner.push(self._held)
+        if count:
+            self._pieces.append(AnswerPiece("arguments", self._held[:count], self._num_calls - 1))
+            self._held = self._held[count:]
+        if self._inner.is_done or self._inner.is_broken:
+            self._state = self._rest if self._has_outer and self._inner.is_done else self._after
+            return True
+        return False
+
+    def _rest(self) -> bool:
+        """After the arguments, up to the end of the object that holds them."""
+        rest = self._held.lstrip()
+        if not rest:
+            return False
+        self._state = self._keys if rest[0] in "}," else self._after
+        return True
+
+    def _keys(self) -> bool:
+        """In what an object has besides name and arguments; it is dropped."""
+        count = self._outer.push(self._held)
+        self._held = self._held[count:]
+        if self._outer.is_done or self._outer.is_broken:
+            self._state = self._after
+            return True
+        return False
+
+    def _after(self) -> bool:
+        """After a call: what belongs to it is dropped, then comes another one or content."""
+        rest = self._held.lstrip()
+        marks = (*self._form.closers, *self._form.joins)
+        for mark in marks:
+            if rest.startswith(mark):
+                self._held = rest[len(mark):]
+                if mark in self._form.joins:
+                    self._trigger, self._state = mark, self._lead
+                return True
+        if not rest or any(mark.startswith(rest) for mark in (*marks, *self._form.triggers)):
+            self._held = rest
+            return False
+        self._held, self._state = rest, self._content
+        return True
+
+    def _give_up(self) -> bool:
+        """What was held is no call."""
+        self._show(self._trigger)
+        self._trigger, self._is_start, self._state = "", False, self._content
+        return True
+
+    def _show(self, text: str) -> None:
+        if text:
+            self._pieces.append(AnswerPiece("content", text))
+
+    def _is_tool(self, name: str) -> bool:
+        return bool(self._trigger.strip()) or name in self._names
+
+
+def _text_of(literal: str) -> str | None:
+    try:
+        return json.loads(literal)
+    except ValueError:
+        return None
+
+
+def _call_of(text: str) -> tuple[str, str] | None:
+    """Return name and arguments of a call written as an object, in whatever order."""
+    try:
+        value: Any = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    if "arguments" not in value and "parameters" not in value and len(value) > 1:
+        return None
+    arguments = value.get("arguments", value.get("parameters"))
+    if isinstance(arguments, str):
+        return value["name"], arguments
+    if arguments is not None and not isinstance(arguments, dict):
+        return None
+    return value["name"], json.dumps(arguments or {}, ensure_ascii=False)

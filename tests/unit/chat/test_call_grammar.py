@@ -1,0 +1,147 @@
+"""Answers that have to be tool calls: whatever is drawn, the parser reads valid calls."""
+
+import json
+
+import jsonschema
+import numpy as np
+import pytest
+from support.chat_styles import STYLES
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from openhearth import chat
+from openhearth.chat.pieces import whole_answer
+from openhearth.chat.reading import Reading
+from openhearth.chat.template import ChatTemplate
+from openhearth.chat.thinking import Thinking, ThoughtLimit
+from openhearth.chat.tokenizer import Marks, Tokenizer
+from openhearth.chat.tools import FORMATS, call_grammar, find_format
+
+SCHEMAS = {"weather": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 5},
+                                                        "days": {"enum": [1, 2]}},
+                       "required": ["city", "days"], "additionalProperties": False},
+           "now": {"type": "object", "properties": {}, "additionalProperties": False}}
+STOP = 2
+
+
+def tokenizer_with(tiny_folder, marks):
+    """The tiny tokenizer, with marks as control tokens."""
+    backend = AutoTokenizer.from_pretrained(tiny_folder).backend_tokenizer
+    backend.add_tokens([AddedToken(one, special=True, normalized=False) for one in marks])
+    return Tokenizer(backend, Marks(stop_token_ids=frozenset({STOP})))
+
+
+def long_marks(form):
+    return [mark for mark in form.marks if len(mark) > 3]
+
+
+def draw(grammar, tokenizer, rng, prefix=(), most=700):
+    follower, token_ids = grammar.follow(), list(prefix)
+    for place in range(len(prefix)):
+        follower.allowed(token_ids[:place + 1])
+    while len(token_ids) < most:
+        bits = np.unpackbits(np.frombuffer(follower.allowed(token_ids), np.uint8), bitorder="little")
+        token_ids.append(int(rng.choice(np.nonzero(bits)[0])))
+        if token_ids[-1] == STOP:
+            return token_ids[:-1]
+    return None
+
+
+def read(reading, tokenizer, token_ids):
+    reader = reading.begin()
+    text = chat.TextStream(tokenizer, shown=reading.marks)
+    pieces = [piece for token_id in token_ids for piece in reader.push(text.push(token_id))]
+    return whole_answer([*pieces, *reader.push(text.finish()), *reader.finish()])
+
+
+@pytest.mark.parametrize("is_control", [False, True])
+@pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
+def test_what_is_drawn_is_valid_calls(tiny_folder, form, is_control):
+    tokenizer = tokenizer_with(tiny_folder, long_marks(form) if is_control else ())
+    grammars, reading = chat.Grammars(tokenizer), Reading(Thinking.NEVER, form, frozenset(SCHEMAS))
+    for is_parallel in (False, True):
+        grammar = grammars.compile(call_grammar(form, tokenizer, SCHEMAS, is_required=True,
+                                                is_parallel=is_parallel))
+        found = [draw(grammar, tokenizer, np.random.default_rng(seed)) for seed in range(12)]
+        answers = [read(reading, tokenizer, token_ids) for token_ids in found if token_ids is not None]
+        assert len(answers) >= 6
+        for answer in answers:
+            assert (answer.content, answer.reasoning) == ("", "")
+            for call in answer.calls:
+                jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+        counts = {len(answer.calls) for answer in answers}
+        assert counts == {1} if not is_parallel else max(counts) > 1
+
+
+@pytest.mark.parametrize("is_control", [False, True])
+@pytest.mark.parametrize("name", ["hermes", "mistral", "deepseek", "llama3"])
+def test_a_call_among_words_is_valid_when_tools_are_strict(tiny_folder, name, is_control):
+    form = FORMATS[name]
+    tokenizer = tokenizer_with(tiny_folder, long_marks(form) if is_control else ())
+    grammar = chat.Grammars(tokenizer).compile(
+        call_grammar(form, tokenizer, SCHEMAS, is_required=False, is_parallel=True))
+    reading = Reading(Thinking.NEVER, form, frozenset(SCHEMAS))
+    words = tokenizer.encode("" if name == "llama3" else "Let me see. ")
+    assert draw(grammar, tokenizer, np.random.default_rng(0), [*words, *tokenizer.encode("no")]) is not None
+    begun = tokenizer.encode('{"' if form.may_begin_bare else form.triggers[0], parse_control=True)
+    found = [draw(grammar, tokenizer, np.random.default_rng(seed), [*words, *begun]) for seed in range(8)]
+    answers = [read(reading, tokenizer, token_ids) for token_ids in found if token_ids is not None]
+    assert len(answers) >= 4
+    for answer in answers:
+        assert answer.content == ("" if name == "llama3" else "Let me see.") and answer.calls
+        for call in answer.calls:
+            jsonschema.validate(json.loads(call.arguments), SCHEMAS[call.name])
+
+
+@pytest.mark.parametrize("is_control", [False, True])
+@pytest.mark.parametrize("start", [Thinking.INSIDE, Thinking.MAY])
+def test_an_answer_follows_its_grammar_after_a_thought(tiny_folder, start, is_control):
+    tokenizer = tokenizer_with(tiny_folder, ["<think>", "</think>"] if is_control else ())
+    reading = Reading(start)
+    grammar = chat.Grammars(tokenizer).compile(
+        reading.after_thinking(chat.schema_grammar(SCHEMAS["weather"]), tokenizer))
+    opened = "<think>" if start is Thinking.MAY else ""
+    prefix = tokenizer.encode(opened + '\nHm, {"city"? \u4e09</think>\n\n', parse_control=True)
+    found = [draw(grammar, tokenizer, np.random.default_rng(seed), prefix) for seed in range(8)]
+    found += [draw(grammar, tokenizer, np.random.default_rng(seed)) for seed in range(8)] if opened else []
+    answers = [read(reading, tokenizer, token_ids) for token_ids in found if token_ids is not None]
+    assert len(answers) >= 6 and answers[0].reasoning == 'Hm, {"city"? \u4e09'
+    for answer in answers:
+        jsonschema.validate(json.loads(answer.content), SCHEMAS["weather"])
+
+
+@pytest.mark.parametrize("is_control", [False, True])
+def test_a_thought_is_closed_after_its_tokens(tiny_folder, is_control):
+    tokenizer = tokenizer_with(tiny_folder, ["<think>", "</think>"] if is_control else ())
+    reading = Reading(Thinking.INSIDE)
+    grammar = chat.Grammars(tokenizer).compile(
+        reading.after_thinking(chat.schema_grammar(SCHEMAS["weather"]), tokenizer))
+    closing = len(tokenizer.encode("\n</think>\n\n", parse_control=True))
+    for seed in range(6):
+        limit = ThoughtLimit(tokenizer, Thinking.INSIDE, 9, grammar.follow)
+        rng, token_ids, free = np.random.default_rng(seed), [], 0
+        while len(token_ids) < 200 and STOP not in token_ids:
+            bits = np.unpackbits(np.frombuffer(limit.allowed(token_ids), np.uint8), bitorder="little")
+            may = np.nonzero(bits)[0]
+            free += len(may) > 1
+            token_ids.append(int(rng.choice(may)))
+        answer = read(reading, tokenizer, token_ids[:-1])
+        jsonschema.validate(json.loads(answer.content), SCHEMAS["weather"])
+        closed = min(place for place in range(len(token_ids))
+                     if "</think>" in tokenizer.decode(token_ids[:place], skip_special=False))
+        assert closed <= 9 + 3 + closing and free > 9
+    alone = ThoughtLimit(tokenizer, Thinking.INSIDE, 2, None)
+    assert alone.allowed([5]) is None and alone.allowed([5, 6]) is not None
+    closed = ThoughtLimit(tokenizer, Thinking.INSIDE, 9, None)
+    written = tokenizer.encode("a</think>", parse_control=True)
+    assert closed.allowed([*written, *[5] * 20]) is None
+
+
+@pytest.mark.parametrize("style,expected", [("qwen3", "hermes"), ("llama3", "llama3"), ("mistral", "mistral"),
+                                            ("chatml", None), ("deepseek-r1", None)])
+def test_the_format_is_that_of_the_template(tiny_folder, style, expected):
+    found = find_format(ChatTemplate(STYLES[style]), tokenizer_with(tiny_folder, ()))
+    assert (found.name if found else None) == expected
+    source = "{{ tools }}<\uff5ctool\u2581calls\u2581begin\uff5c>"
+    assert find_format(ChatTemplate(source), tokenizer_with(tiny_folder, ())).name == "deepseek-v3.1"
+    assert find_format(ChatTemplate(source + "```json"), tokenizer_with(tiny_folder, ())).name == "deepseek"

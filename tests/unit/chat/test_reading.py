@@ -1,0 +1,174 @@
+"""Thoughts and tool calls out of a stream: the same however the stream is cut, and nothing is lost."""
+
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from openhearth.chat.pieces import ToolCall, WholeAnswer, whole_answer
+from openhearth.chat.reading import Reading
+from openhearth.chat.thinking import Thinking, thinking_after
+from openhearth.chat.tools import FORMATS
+
+CALLS, CALLS_END = "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>"
+CALL, CALL_END = "<\uff5ctool\u2581call\u2581begin\uff5c>", "<\uff5ctool\u2581call\u2581end\uff5c>"
+SEP = "<\uff5ctool\u2581sep\uff5c>"
+NAMES = frozenset({"weather", "now"})
+PARIS, NONE = '{"city": "Par}is \\" {", "days": [1, {"a": null}]}', "{}"
+TWO = (ToolCall("weather", PARIS), ToolCall("now", NONE))
+
+
+def read(reading, text, cuts=()):
+    reader, pieces, before = reading.begin(), [], 0
+    for cut in (*sorted(cuts), len(text)):
+        pieces += reader.push(text[before:cut])
+        before = cut
+    return whole_answer(pieces + reader.finish())
+
+
+def hermes(name, arguments):
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
+
+
+def deepseek(name, arguments):
+    return f"{CALL}function{SEP}{name}\n```json\n{arguments}\n```{CALL_END}"
+
+
+WRITTEN = {
+    "hermes": (
+        "hermes", "Let me see.\n" + hermes("weather", PARIS) + "\n" + hermes("now", NONE), "Let me see."),
+    "hermes, other order": (
+        "hermes", '<tool_call>{"arguments": ' + PARIS + ', "name": "weather"}</tool_call>'
+        + hermes("now", NONE), ""),
+    "hermes, one brace too few": (
+        "hermes", '<tool_call>{"name": "weather", "arguments": ' + PARIS + "</tool_call>"
+        + hermes("now", NONE), ""),
+    "hermes, more keys": (
+        "hermes", '<tool_call>{"name": "weather", "arguments": ' + PARIS + ', "id": "}"}</tool_call>'
+        + hermes("now", NONE), ""),
+    "llama3": (
+        "llama3", f'{{"name": "weather", "parameters": {PARIS}}}; {{"name": "now", "parameters": {{}}}}', ""),
+    "llama3, python tag": (
+        "llama3", f'<|python_tag|>{{"type": "function", "name": "weather", "parameters": {PARIS}}};'
+        '{"name": "now", "parameters": {}}', ""),
+    "mistral": (
+        "mistral", f'[TOOL_CALLS] [{{"name": "weather", "arguments": {PARIS}, "id": "abc123def"}}, '
+        '{"name": "now", "arguments": {}}]', ""),
+    "mistral, arguments": (
+        "mistral-args", f"Hm.[TOOL_CALLS]weather[ARGS]{PARIS}[TOOL_CALLS]now[ARGS]{{}}", "Hm."),
+    "mistral, call ids": (
+        "mistral-args", f"[TOOL_CALLS]weather[CALL_ID]abc123def[ARGS]{PARIS}"
+        "[TOOL_CALLS]now[CALL_ID]1[ARGS]{}", ""),
+    "deepseek": (
+        "deepseek", "So. " + CALLS + deepseek("weather", PARIS) + "\n" + deepseek("now", NONE) + CALLS_END,
+        "So."),
+    "deepseek-v3.1": (
+        "deepseek-v3.1", f"{CALLS}{CALL}weather{SEP}{PARIS}{CALL_END}{CALL}now{SEP}{{}}{CALL_END}{CALLS_END}",
+        ""),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_calls_are_found_in_each_format_cut_at_any_character(name):
+    form, text, content = WRITTEN[name]
+    reading = Reading(Thinking.NEVER, FORMATS[form], NAMES)
+    expected = read(reading, text)
+    assert expected.content == content
+    assert [call.name for call in expected.calls] == [call.name for call in TWO]
+    assert [json.loads(call.arguments) for call in expected.calls] == [json.loads(c.arguments) for c in TWO]
+    for cut in range(len(text)):
+        assert read(reading, text, [cut]) == expected
+    assert read(reading, text, range(len(text))) == expected
+
+
+def test_arguments_come_as_they_are_written():
+    reader = Reading(Thinking.NEVER, FORMATS["hermes"], NAMES).begin()
+    seen = [[(piece.kind, piece.text) for piece in reader.push(part)] for part in (
+        '<tool_call>{"name": "we', 'ather", "arguments": {"ci', 'ty": "Pa', 'ris"}', "}</tool", "_call>")]
+    assert seen == [[], [("call", "weather"), ("arguments", '{"ci')], [("arguments", 'ty": "Pa')],
+                    [("arguments", 'ris"}')], [], []]
+
+
+def test_an_answer_in_json_is_not_held_back():
+    reader = Reading(Thinking.NEVER, FORMATS["llama3"], NAMES).begin()
+    assert reader.push('{"na') == []
+    assert "".join(piece.text for piece in reader.push('tion": "Fr')) == '{"nation": "Fr'
+
+
+@pytest.mark.parametrize("form,text", [
+    ("hermes", "a < b and <tool_callx> or <tool_call> nothing"),
+    ("hermes", '<tool_call>{"name": 7, "arguments": {}}</tool_call> and more '),
+    ("hermes", "<tool_call>{'name': 'weather'}</tool_call>"),
+    ("hermes", "<tool_call>\n{\"name\": \"weat"),
+    ("hermes", "<tool_call>" + "x" * 300 + "{}"),
+    ("llama3", '{"city": "Paris", "name": "weather"}'),
+    ("llama3", ' {"name": "other", "parameters": {}} \n'),
+    ("llama3", '{"name": "weather"'),
+    ("llama3", 'I would say {"name": "weather", "parameters": {}}'),
+    ("mistral", "[TOOL_CALLS] what? {"),
+    ("deepseek", CALLS + " \n "),
+])
+def test_what_only_looks_like_a_call_is_content_whole(form, text):
+    reading = Reading(Thinking.NEVER, FORMATS[form], NAMES)
+    for cuts in ((), range(len(text)), range(0, len(text), 3)):
+        assert read(reading, text, cuts) == WholeAnswer("", text, ())
+
+
+def test_an_answer_that_ends_in_a_call_keeps_what_was_written():
+    found = read(Reading(Thinking.NEVER, FORMATS["hermes"], NAMES), hermes("weather", PARIS)[:60])
+    assert found == WholeAnswer("", "", (ToolCall("weather", PARIS[:15]),))
+
+
+@pytest.mark.parametrize("start,text,reasoning,content", [
+    (Thinking.INSIDE, "\nhm, 2\n</think>\n\n4 </think>", "hm, 2", "4 </think>"),
+    (Thinking.INSIDE, "still", "still", ""),
+    (Thinking.INSIDE, "a < b </thin", "a < b </thin", ""),
+    (Thinking.MAY, "\n<think>\nhm\n\n</think>4 ", "hm", "4 "),
+    (Thinking.MAY, " no <think>x</think>", "", " no <think>x</think>"),
+    (Thinking.MAY, "<think></think>", "", ""),
+    (Thinking.MAY, "<thi", "", "<thi"),
+    (Thinking.MAY, "  ", "", "  "),
+    (Thinking.NEVER, "<think>x</think>", "", "<think>x</think>"),
+])
+def test_thoughts_are_split_from_the_answer(start, text, reasoning, content):
+    for cuts in ((), range(len(text)), range(0, len(text), 3)):
+        assert read(Reading(start), text, cuts) == WholeAnswer(reasoning, content, ())
+
+
+def test_where_an_answer_begins():
+    assert thinking_after("<|Assistant|><think>\n", is_known=True) is Thinking.INSIDE
+    assert thinking_after("assistant\n<think>\n\n</think>\n\n", is_known=True) is Thinking.NEVER
+    assert thinking_after("assistant\n", is_known=True) is Thinking.MAY
+    assert thinking_after("assistant\n<think>", is_known=False) is Thinking.NEVER
+
+
+def test_a_thought_and_then_a_call():
+    text = "<think>\nThe <tool_call> is due.\n</think>\n\n" + hermes("now", "{}")
+    reading = Reading(Thinking.MAY, FORMATS["hermes"], NAMES)
+    expected = WholeAnswer("The <tool_call> is due.", "", (ToolCall("now", "{}"),))
+    assert all(read(reading, text, [cut]) == expected for cut in range(len(text)))
+
+
+PARTS = st.sampled_from([
+    "<think>", "</think>", "<tool_call>", "</tool_call>", '{"name": "now", ', '"arguments": ', "{}", "{", "}",
+    '"', "\\", ", ", "[", "]", ";", "\n", " ", "a", "<", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", CALLS,
+    CALLS_END, CALL, CALL_END, SEP, "function", "```json", "```", "now", "\u00e9",
+    '{"name": "weather", "parameters": {"a": "b"}}'])
+
+
+@settings(max_examples=400, deadline=None)
+@given(start=st.sampled_from(list(Thinking)), form=st.sampled_from([None, *FORMATS.values()]),
+       text=st.lists(PARTS, max_size=24).map("".join), chance=st.randoms(use_true_random=False))
+@example(Thinking.MAY, FORMATS["hermes"], " <tool_call> <tool_call>{}", None)
+def test_no_cut_changes_what_is_read(start, form, text, chance):
+    reading = Reading(start, form, NAMES)
+    expected = read(reading, text)
+    assert read(reading, text, range(len(text))) == expected
+    if chance is not None and text:
+        cuts = [chance.randrange(len(text)) for _ in range(4)]
+        assert read(reading, text, cuts) == expected
+    if form is None and start is Thinking.NEVER:
+        assert expected == WholeAnswer("", text, ())
+    if not expected.calls and not expected.reasoning and start is Thinking.NEVER:
+        assert expected.content == text
