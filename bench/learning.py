@@ -16,8 +16,8 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
-def read_row(name: str, run: dict[str, Any], before: dict[str, Any], after: dict[str, Any],
-             teacher: str | None) -> dict[str, Any]:
+def read_row(name: str, run: dict[str, Any], before: dict[str, Any],
+             after: dict[str, Any]) -> dict[str, Any]:
     """Return a row. Raises: SystemExit where the receipts are not of one and the same work."""
     asked = [{key: receipt["settings"][key] for key in ("weights", "tasks", "split", "sampling", "seed")}
              for receipt in (before, after)]
@@ -32,7 +32,7 @@ def read_row(name: str, run: dict[str, Any], before: dict[str, Any], after: dict
               for receipt in (before, after)]
     stages = run.get("stages", [run])
     return {"name": name, "method": run["method"], "task": task["name"], "source": task["source"],
-            "num_problems": task["num_problems"], "before": scores[0], "after": scores[1], "teacher": teacher,
+            "num_problems": task["num_problems"], "before": scores[0], "after": scores[1],
             "seconds": run["measured"]["seconds"], "seed": stages[0].get("seed", run["settings"].get("seed")),
             "samples": sum(stage["result"].get("completions", 0) for stage in stages),
             "steps": run["num_steps"], "cpu": run["environment"]["cpu"], "isa": run["environment"]["isa"],
@@ -45,11 +45,10 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
-    parser.add_argument("--teacher", help="row that it was distilled from")
     options = parser.parse_args()
     receipts = {kind: json.loads((getattr(options, kind) / "receipt.json").read_text(encoding="utf-8"))
                 for kind in ("run", "before", "after")}
-    row = read_row(options.name, receipts["run"], receipts["before"], receipts["after"], options.teacher)
+    row = read_row(options.name, receipts["run"], receipts["before"], receipts["after"])
     for kind, receipt in receipts.items():
         path = RESULTS / "receipts" / f"{options.name}-{kind}.json"
         path.parent.mkdir(exist_ok=True)
