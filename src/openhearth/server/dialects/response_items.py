@@ -192,8 +192,8 @@ def messages_of(items: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         elif kind == "reasoning":
             _turn(messages, does_go_on=False)["reasoning_content"] = item["content"][0]["text"]
         else:
-            thought = bool(messages) and not messages[-1]["content"] and "tool_calls" not in messages[-1]
-            _turn(messages, does_go_on=thought)["content"] = item["content"][0]["text"]
+            is_unsaid = bool(messages) and not messages[-1]["content"] and "tool_calls" not in messages[-1]
+            _turn(messages, does_go_on=is_unsaid)["content"] = item["content"][0]["text"]
     return messages
 
 

@@ -58,10 +58,10 @@ FORMAT_FIELDS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class ToolChoice:
     """Which tools to call. kind: "auto", "none" or "required"; chosen: the one; allowed: None for all.
 
-    Example: ``Choice("required", chosen="now")``.
+    Example: ``ToolChoice("required", chosen="now")``.
     """
 
     kind: str = "auto"
@@ -83,10 +83,10 @@ def read_tools(name: str, value: Any) -> tuple[Tool, ...]:
 
 
 @shaped({"anyOf": [{"enum": ["none", "auto", "required"]}, object_schema(CHOICE_FIELDS)]})
-def read_choice(name: str, value: Any) -> Choice:
+def read_choice(name: str, value: Any) -> ToolChoice:
     """Read which tools to call. Raises: Refusal."""
     if value in ("none", "auto", "required"):
-        return Choice(value)
+        return ToolChoice(value)
     if not isinstance(value, dict):
         raise wrong(name, value, "`none`, `auto`, `required`, or an object")
     values = read_fields(CHOICE_FIELDS, value, name)
@@ -94,12 +94,12 @@ def read_choice(name: str, value: Any) -> Choice:
     if values.keys() != given.get(values.get("type")):
         raise wrong(name, value, "`type` and `name` of a function, or `type`, `mode` and `tools`")
     if values["type"] == "function":
-        return Choice("required", values["name"])
+        return ToolChoice("required", values["name"])
     chosen = [read_choice(f"{name}.tools[{place}]", entry).chosen
               for place, entry in enumerate(values["tools"])]
     if not chosen or None in chosen:
         raise wrong(f"{name}.tools", values["tools"], "functions, each by `type` and `name`")
-    return Choice(values["mode"], allowed=frozenset(chosen))
+    return ToolChoice(values["mode"], allowed=frozenset(chosen))
 
 
 @shaped(object_schema(FORMAT_FIELDS))
@@ -117,7 +117,7 @@ def read_format(name: str, value: Any) -> GrammarText | None:
 
 def answering_of(values: Mapping[str, Any]) -> Answering:
     """Return what a request says about its answer. Raises: Refusal for fields that do not go together."""
-    tools, choice = values.get("tools", ()), values.get("tool_choice", Choice())
+    tools, choice = values.get("tools", ()), values.get("tool_choice", ToolChoice())
     if choice.allowed is not None:
         for name in choice.allowed:
             check_choice(tools, "required", name)
