@@ -11,7 +11,7 @@ from typing import Any
 
 from openhearth.chat import GrammarText, schema_grammar
 from openhearth.server.asking import Answering, Tool, named
-from openhearth.server.dialects.tools import arguments_schema, check_choice, check_tools, function_name
+from openhearth.server.dialects.tools import FUNCTION_FIELDS, check_choice, check_tools, function_name
 from openhearth.server.fields import (
     Field,
     array,
@@ -30,11 +30,7 @@ from openhearth.server.fields import (
 
 TOOL_FIELDS = (
     Field("type", "`function`; tools that run at OpenAI are refused", one_of("function")),
-    Field("name", "letters, digits, `_`, `.`, `:` and `-`", function_name),
-    Field("description", "what it does, for the model", text),
-    Field("parameters", "JSON schema of its arguments", arguments_schema),
-    Field("strict", "calls follow the schema also where `tool_choice` is `auto`; `false` when left "
-          "out", flag),
+    *FUNCTION_FIELDS,
     refused("allowed_callers", "tools are called by the model alone", ["direct"]),
     refused("async", "calls are answered in the next request", False),
     refused("defer_loading", "all tools are in the prompt", False),

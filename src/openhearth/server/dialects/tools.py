@@ -47,8 +47,7 @@ def function_name(name: str, value: Any) -> str:
     return value
 
 
-def arguments_schema(name: str, value: Any) -> Mapping[str, Any]:
-    """Read the JSON schema of a function's arguments; {} is any object. Raises: Refusal."""
+def _schema(name: str, value: Any) -> Mapping[str, Any]:
     schema = mapping(name, value) or _OBJECT
     if schema.get("type", "object") != "object":
         raise wrong(f"{name}.type", schema["type"], "`object`")
@@ -58,7 +57,7 @@ def arguments_schema(name: str, value: Any) -> Mapping[str, Any]:
 FUNCTION_FIELDS = (
     Field("name", "letters, digits, `_`, `.`, `:` and `-`", function_name),
     Field("description", "what it does, for the model", text),
-    Field("parameters", "JSON schema of its arguments", arguments_schema),
+    Field("parameters", "JSON schema of its arguments", _schema),
     Field("strict", "calls follow the schema also where `tool_choice` is `auto`", flag),
 )
 
@@ -99,14 +98,6 @@ def read_choice(name: str, value: Any) -> tuple[str, str | None]:
         function = mapping(f"{name}.function", value.get("function"))
         return "required", function_name(f"{name}.function.name", function.get("name"))
     raise wrong(name, value, "`none`, `auto`, `required` or a function by name")
-
-
-def check_choice(tools: Sequence[Tool], choice: str, chosen: str | None) -> None:
-    """Refuse a choice that no tool meets. Raises: Refusal."""
-    if choice == "required" and (not tools or chosen not in (None, *(tool.name for tool in tools))):
-        raise Refusal("`tool_choice` asks for a tool that is not there", field="tool_choice",
-                      code="invalid_value",
-                      why=f"`tools` has {', '.join(tool.name for tool in tools) or 'none'}")
 
 
 CALL_FIELDS = (
@@ -228,3 +219,11 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"INVALID_JSON": call.arguments}
+
+
+def check_choice(tools: Sequence[Tool], choice: str, chosen: str | None) -> None:
+    """Refuse a choice that no tool meets. Raises: Refusal."""
+    if choice == "required" and (not tools or chosen not in (None, *(tool.name for tool in tools))):
+        raise Refusal("`tool_choice` asks for a tool that is not there", field="tool_choice",
+                      code="invalid_value",
+                      why=f"`tools` has {', '.join(tool.name for tool in tools) or 'none'}")
