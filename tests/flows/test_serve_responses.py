@@ -15,6 +15,7 @@ from openhearth.server import ResponseStore
 ASK = {"model": "tiny", "input": "the quick brown fox"}
 GREEDY = {"temperature": 0, "max_output_tokens": 12}
 LOGPROBS = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+TOOL = {"type": "function", "name": "f"}
 NEVER_ENDING = {"extra_body": {"logit_bias": {"2": -100}}}
 
 
@@ -155,14 +156,38 @@ def test_stored_ones_are_found_forgotten_and_not_cancelled(client):
 
 
 @pytest.mark.parametrize("settings,field", [
-    ({"tools": [{"type": "function", "name": "f"}]}, "tools"), ({"background": True}, "background"),
-    ({"text": {"format": {"type": "json_object"}}}, "text.format"), ({"reasoning": {"effort": "high"}},
-                                                                     "reasoning.effort"),
+    ({"tools": [{"type": "web_search"}]}, "tools[0].type"), ({"background": True}, "background"),
+    ({"tools": [{"type": "function"}]}, "tools[0].name"),
+    ({"tools": [{**TOOL, "strict": 1}]}, "tools[0].strict"),
+    ({"tools": [TOOL, TOOL]}, "tools"), ({"tool_choice": "required"}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "g"}}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice"),
+    ({"tools": [TOOL], "tool_choice": {"type": "mcp"}}, "tool_choice.type"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": ["f"]}},
+     "tool_choice.tools[0]"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto",
+                                       "tools": [{"type": "function", "name": "g"}]}}, "tool_choice"),
+    ({"tools": [{**TOOL, "parameters": {"not": {}}}], "tool_choice": "required"}, "tools"),
+    ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
+    ({"text": {"format": {"type": "json_schema", "name": "x", "schema": {"not": {}}}}}, "text.format"),
+    ({"text": {"format": {"type": "text", "schema": {}}}}, "text.format"),
+    ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
+    ({"reasoning": {"effort": "high"}}, "reasoning.effort"),
+    ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
     ({"conversation": "c"}, "conversation"), ({"truncation": "auto"}, "truncation"),
     ({"include": ["file_search_call.results"]}, "include[0]"), ({"top_logprobs": 2}, "top_logprobs"),
     ({"metadata": {"a": 1}}, "metadata"), ({"metadata": {"a" * 65: "x"}}, "metadata"),
     ({"input": []}, "input"), ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
-    ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0].type"),
+    ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input"),
+    ({"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
+    ({"input": [{"type": "function_call", "call_id": "c", "name": "f", "arguments": {}}]},
+     "input[0].arguments"),
+    ({"input": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": "x"}]}]},
+     "input[0].summary"), ({"input": [{"type": "reasoning", "encrypted_content": "x"}]},
+                           "input[0].encrypted_content"),
+    ({"input": [{"type": "reasoning", "content": [{"type": "text", "text": "x"}]}]}, "input[0].content[0]"),
+    ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input[0].type"),
+    ({"input": [{"type": {}}]}, "input[0].type"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},
      "input[0].content[0]"), ({"input": [{"role": "user"}]}, "input[0].content"),
     ({"max_output_tokens": 0}, "max_output_tokens"),

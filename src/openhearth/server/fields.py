@@ -89,11 +89,12 @@ def read_fields(fields: Sequence[Field], body: Mapping[str, Any], where: str = "
     return values
 
 
-def require(values: Mapping[str, Any], *names: str) -> None:
-    """Refuse a request that lacks a field. Raises: Refusal."""
+def require(values: Mapping[str, Any], *names: str, where: str = "") -> None:
+    """Refuse a request that lacks a field. where: name of the object it is in. Raises: Refusal."""
     for name in names:
+        full = f"{where}.{name}" if where else name
         if name not in values:
-            raise Refusal(f"`{name}` is missing", field=name, code="missing_field")
+            raise Refusal(f"`{full}` is missing", field=full, code="missing_field")
 
 
 def text_or_list(items: Mapping[str, Any], **bounds: Any) -> dict[str, Any]:

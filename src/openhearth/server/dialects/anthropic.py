@@ -17,7 +17,7 @@ from openhearth.errors import HearthError
 from openhearth.server.asking import Answering, Asked, named
 from openhearth.server.dialects.anthropic_blocks import BlockStream, answer_blocks, read_tools, read_turns
 from openhearth.server.dialects.messages import read_content
-from openhearth.server.dialects.tools import function_name
+from openhearth.server.dialects.tools import check_choice, function_name
 from openhearth.server.errors import Refusal, sentence, status_and_code
 from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
 from openhearth.server.fields import (
@@ -151,10 +151,7 @@ def _answering(values: Mapping[str, Any]) -> Answering:
     tools, choice = values.get("tools", ()), values.get("tool_choice", {"type": "auto"})
     kind = {"any": "required", "tool": "required"}.get(choice["type"], choice["type"])
     chosen = choice.get("name")
-    if kind == "required" and (not tools or chosen not in (None, *(tool.name for tool in tools))):
-        raise Refusal("`tool_choice` asks for a tool that is not there", field="tool_choice",
-                      code="invalid_value",
-                      why=f"`tools` has {', '.join(tool.name for tool in tools) or 'none'}")
+    check_choice(tools, kind, chosen)
     thinking, output = values.get("thinking", {}), values.get("output_config", {})
     effort, field = {"disabled": "none", "enabled": "on"}.get(thinking.get("type")), "thinking"
     if "effort" in output and effort != "none":

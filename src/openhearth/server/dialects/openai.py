@@ -19,6 +19,7 @@ from openhearth.server.dialects import completions, embeddings
 from openhearth.server.dialects.messages import read_messages
 from openhearth.server.dialects.openai_fields import (
     COMMON_FIELDS,
+    EFFORTS,
     MAX_LOGPROBS,
     error_document,
     include_usage,
@@ -29,7 +30,13 @@ from openhearth.server.dialects.openai_fields import (
     usage_of,
 )
 from openhearth.server.dialects.tokens import token_records
-from openhearth.server.dialects.tools import call_id, read_choice, read_response_format, read_tools
+from openhearth.server.dialects.tools import (
+    call_id,
+    check_choice,
+    read_choice,
+    read_response_format,
+    read_tools,
+)
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Dialect, Route, Stream
 from openhearth.server.fields import (
@@ -56,7 +63,7 @@ CHAT_FIELDS = (
           whole(0, MAX_LOGPROBS)),
     Field("reasoning_effort", "`none` tells the template not to think; other values go to templates that "
           "have `reasoning_effort`, and are refused for others",
-          one_of("none", "minimal", "low", "medium", "high", "xhigh")),
+          one_of(*EFFORTS)),
     Field("chat_template_kwargs", "further variables for the chat template (as in vLLM)", mapping),
     Field("tools", "functions that the model may call, up to 128", read_tools),
     Field("tool_choice", "`auto`; `none` keeps the tools from the model; with `required` or a function by "
@@ -115,10 +122,7 @@ def answering_of(values: dict[str, Any]) -> Answering:
     """Return what a request says about its answer. Raises: Refusal for fields that do not go together."""
     tools = values.get("tools", ())
     choice, named = values.get("tool_choice", ("auto", None))
-    if choice == "required" and (not tools or named not in (None, *(tool.name for tool in tools))):
-        raise Refusal("`tool_choice` asks for a tool that is not there", field="tool_choice",
-                      code="invalid_value",
-                      why=f"`tools` has {', '.join(tool.name for tool in tools) or 'none'}")
+    check_choice(tools, choice, named)
     grammar, field = values.get("response_format"), "response_format"
     if "structured_outputs" in values:
         if grammar is not None:

@@ -28,6 +28,7 @@ from openhearth.server.generation import Generation
 from openhearth.server.served import Limits
 
 MAX_LOGPROBS = 20
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty",
              "repetition_penalty", "logit_bias")

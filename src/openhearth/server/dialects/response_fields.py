@@ -2,15 +2,16 @@
 
 Wire format: read from openai 3.54.0 and pinned by tests against that client.
 
-Does not: call tools, follow a schema, or reason apart from the answer; requests for them are refused by name.
+Does not: know tools that run at OpenAI, summaries of thoughts, or stored prompts; they are refused by name.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from openhearth.server.dialects.openai_fields import COMMON_FIELDS, MAX_LOGPROBS
+from openhearth.server.dialects.openai_fields import COMMON_FIELDS, EFFORTS, MAX_LOGPROBS
 from openhearth.server.dialects.response_items import read_input
+from openhearth.server.dialects.response_tools import read_choice, read_format, read_tools
 from openhearth.server.fields import (
     Field,
     array,
@@ -27,7 +28,6 @@ from openhearth.server.fields import (
     wrong,
 )
 
-LATER = "tool calls are not in this version"
 LOGPROBS = "message.output_text.logprobs"
 _INCLUDABLE = (LOGPROBS, "reasoning.encrypted_content")
 
@@ -50,7 +50,8 @@ def _metadata(name: str, value: Any) -> dict[str, str]:
 
 
 TEXT_FIELDS = (
-    refused("format", "schemas are not in this version; `{\"type\": \"text\"}` is taken", {"type": "text"}),
+    Field("format", "`text`, `json_object` or `json_schema`; the answer follows it, strict or not. With "
+          "tools the answer is calls, or follows it", read_format),
     refused("verbosity", "the model was not taught it; `medium` is taken", "medium"),
 )
 
@@ -59,9 +60,9 @@ STREAM_OPTIONS_FIELDS = (
 )
 
 REASONING_FIELDS = (
-    Field("effort", "`none` tells the template not to think; other values are refused: reasoning is not "
-          "split from the answer in this version", one_of("none")),
-    refused("summary", "there is no reasoning to sum up", "auto"),
+    Field("effort", "`none` tells the template not to think; other values go to templates that have "
+          "`reasoning_effort`, and are refused for others", one_of(*EFFORTS)),
+    refused("summary", "thoughts come whole, in `content`; `auto` is taken", "auto"),
     refused("generate_summary", "as `summary`", "auto"),
     refused("context", "templates decide what of earlier reasoning is read", "auto"),
     refused("mode", "there is one; `standard` is taken", "standard"),
@@ -71,15 +72,17 @@ _COMMON = {field.name: field for field in COMMON_FIELDS}
 
 PROMPT_FIELDS = (
     _COMMON["model"],
-    Field("input", "a text, or message items; control tokens in them stay text", read_input),
+    Field("input", "a text, or items: messages, thoughts, function calls and their results; control tokens "
+          "in them stay text", read_input),
     Field("instructions", "the system message, of this response alone", text),
     Field("previous_response_id", "the conversation goes on from a stored response of the same key", text),
     Field("reasoning", "`effort`; see below", object_of(REASONING_FIELDS)),
     Field("text", "`format`; see below", object_of(TEXT_FIELDS)),
     refused("conversation", "conversations are continued by `previous_response_id`"),
-    refused("tools", LATER, []),
-    refused("tool_choice", LATER, "none", "auto"),
-    refused("parallel_tool_calls", LATER, True, False),
+    Field("tools", "functions that the model may call, up to 128; of this response alone", read_tools),
+    Field("tool_choice", "`auto`; `none` keeps the tools from the model; with `required` or a function by "
+          "name the answer is calls that follow their schemas; or `allowed_tools`", read_choice),
+    Field("parallel_tool_calls", "`false`: one call at most, by a grammar", flag),
     refused("truncation", "a conversation that is too long is refused, not cut; `disabled` is taken",
             "disabled"),
 )
@@ -96,7 +99,7 @@ CREATE_FIELDS = (
     Field("store", "keeps the response for the days that the server keeps them; on unless `false`", flag),
     Field("metadata", "up to 16 texts, kept with the response", _metadata),
     Field("max_output_tokens", "longest answer; the rest of the context when left out", whole(1, 2**31)),
-    Field("include", f"`{LOGPROBS}`; `{_INCLUDABLE[1]}` is taken, there is none", _include),
+    Field("include", f"`{LOGPROBS}`; `{_INCLUDABLE[1]}` is taken, thoughts come as text", _include),
     Field("top_logprobs", f"0 to {MAX_LOGPROBS} alternatives; needs `include`", whole(0, MAX_LOGPROBS)),
     Field("temperature", "0 is greedy; the model's own recommendation when left out", number(0, 2)),
     Field("top_p", "the likeliest tokens up to this mass", number(0, 1)),

@@ -1,7 +1,8 @@
 """The Responses API of OpenAI's dialect: answers that are kept, and conversations that go on from them.
 
 A response is made while its client waits; it is kept when it is whole, under the key that asked for it. The
-fields are in `response_fields.py`, the items in `response_items.py`.
+fields are in `response_fields.py` and `response_tools.py`, the items in `response_items.py`, how an answer
+becomes items in `response_output.py`.
 
 Does not: run in the background, so there is nothing to cancel; compact conversations.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openhearth.errors import HearthError
+from openhearth.server.asking import Asked
 from openhearth.server.dialects.openai_fields import error_document, sampling_settings
 from openhearth.server.dialects.response_fields import (
     CREATE_FIELDS,
@@ -23,8 +25,9 @@ from openhearth.server.dialects.response_fields import (
     ITEMS_QUERY,
     RETRIEVE_QUERY,
 )
-from openhearth.server.dialects.response_items import Item, messages_of, output_message, output_text
-from openhearth.server.dialects.tokens import token_records
+from openhearth.server.dialects.response_items import Item, messages_of
+from openhearth.server.dialects.response_output import OutputStream, Step
+from openhearth.server.dialects.response_tools import answering_of
 from openhearth.server.errors import Refusal, sentence
 from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
 from openhearth.server.fields import read_fields, require
@@ -53,28 +56,31 @@ class Responses:
         values = read_fields(CREATE_FIELDS, call.body)
         require(values, "model", "input")
         adapter = call.served.adapter_of(values["model"])
-        draft = self._draft(values)
+        draft = self._draft(call.body, values)
         if "stream_options" in values and not values.get("stream", False):
             raise Refusal("`stream_options` is given without `stream`", field="stream_options",
                           hint="stream: true")
+        asked = await self._asked(call, values)
         generation = await call.open(call.served.job(
-            await self._prompt(call, values), adapter=adapter,
-            settings={**sampling_settings(values), "num_logprobs": values.get("top_logprobs", 0)},
+            asked.token_ids, adapter=adapter, reading=asked.reading,
+            settings={**sampling_settings(values), "num_logprobs": values.get("top_logprobs", 0),
+                      "token_mask": asked.token_mask},
             max_tokens=values.get("max_output_tokens"), seed=values.get("seed"),
             stops=values.get("stop", ()), cache_salt=call.cache_salt))
         call.note(model=values["model"])
-        writer = _Writer(self, call, generation, draft)
+        tokenizer = call.served.model.tokenizer if draft.has_logprobs else None
+        writer = _Writer(self, call, generation, draft, OutputStream(asked.tool_format, tokenizer))
         if values.get("stream", False):
             return Stream("text/event-stream", writer.events(), writer.failure)
-        choice = (await generation.collect())[0]
-        return await writer.finish(choice.answer.content, choice.finish_reason, choice.events)
+        return await writer.whole()
 
     async def count(self, call: Call) -> dict[str, Any]:
         """`POST /v1/responses/input_tokens`."""
         values = read_fields(INPUT_TOKENS_FIELDS, call.body)
         require(values, "model", "input")
         call.served.adapter_of(values["model"])
-        return {"object": "response.input_tokens", "input_tokens": len(await self._prompt(call, values))}
+        asked = await self._asked(call, values)
+        return {"object": "response.input_tokens", "input_tokens": len(asked.token_ids)}
 
     async def retrieve(self, call: Call) -> dict[str, Any]:
         """`GET /v1/responses/{id}`."""
@@ -115,8 +121,8 @@ class Responses:
         """Store a response under the key that asked for it."""
         await asyncio.to_thread(self._store.put, _owner(call), response, input_items)
 
-    def _draft(self, values: Mapping[str, Any]) -> _Draft:
-        """Return a response before its output. Raises: Refusal."""
+    def _draft(self, body: Mapping[str, Any], values: Mapping[str, Any]) -> _Draft:
+        """Return a response before its output, with what was asked as the body has it. Raises: Refusal."""
         has_logprobs = values.get("include", False)
         if values.get("top_logprobs") and not has_logprobs:
             raise Refusal(f"`top_logprobs` is `{values['top_logprobs']}` without `include`",
@@ -130,15 +136,18 @@ class Responses:
             "status": "in_progress", "completed_at": None, "error": None, "incomplete_details": None,
             "instructions": values.get("instructions"), "max_output_tokens": values.get("max_output_tokens"),
             "metadata": values.get("metadata", {}), "model": values["model"], "output": [],
-            "parallel_tool_calls": True, "previous_response_id": values.get("previous_response_id"),
+            "parallel_tool_calls": values.get("parallel_tool_calls", True),
+            "previous_response_id": values.get("previous_response_id"),
             "reasoning": {"effort": values.get("reasoning", {}).get("effort"), "summary": None},
             "store": is_kept, "temperature": values.get("temperature"), "top_p": values.get("top_p"),
-            "text": {"format": {"type": "text"}}, "tool_choice": "auto", "tools": [],
+            "text": {"format": (body.get("text") or {}).get("format") or {"type": "text"}},
+            "tool_choice": body.get("tool_choice") or "auto", "tools": body.get("tools") or [],
             "top_logprobs": values.get("top_logprobs", 0), "truncation": "disabled", "background": False,
             "service_tier": "default", "usage": None}, values["input"], is_kept, has_logprobs)
 
-    async def _prompt(self, call: Call, values: Mapping[str, Any]) -> tuple[int, ...]:
-        """Return the token ids of a conversation with all that went before. Raises: Refusal."""
+    async def _asked(self, call: Call, values: Mapping[str, Any]) -> Asked:
+        """Return the prompt of a conversation with all that went before. Raises: as `Served.prepare`."""
+        answering = answering_of(values)
         items = list(values["input"])
         before = values.get("previous_response_id")
         while before is not None:
@@ -152,9 +161,7 @@ class Responses:
         messages = messages_of(items)
         if "instructions" in values:
             messages.insert(0, {"role": "system", "content": values["instructions"]})
-        has_effort = "effort" in values.get("reasoning", {})
-        variables = {"enable_thinking": False, "thinking": False} if has_effort else {}
-        return await call.served.render(messages, variables)
+        return await call.served.prepare(messages, answering)
 
     async def _find(self, call: Call) -> StoredResponse:
         stored = await asyncio.to_thread(self._store.get, _owner(call), call.path["id"])
@@ -167,64 +174,52 @@ class Responses:
 class _Writer:
     """One response while it is written, as a document or as events numbered from 0."""
 
-    def __init__(self, responses: Responses, call: Call, generation: Generation, draft: _Draft) -> None:
-        self._responses, self._call, self._generation, self._draft = responses, call, generation, draft
-        self._item_id = f"msg_{secrets.token_hex(24)}"
-        self._num_events = 0
+    def __init__(self, responses: Responses, call: Call, generation: Generation, draft: _Draft,
+                 output: OutputStream) -> None:
+        self._responses, self._call, self._generation = responses, call, generation
+        self._draft, self._output, self._num_events = draft, output, 0
 
-    async def finish(self, written: str, reason: str, drawn: tuple) -> dict[str, Any]:
-        """Return the whole response, kept if it is to be."""
-        is_cut = reason == "length"
-        status = "incomplete" if is_cut else "completed"
-        response = {**self._draft.document, "status": status, "completed_at": int(time.time()),
-                    "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-                    "output": [output_message(self._item_id, written, status, self._logprobs(drawn))],
-                    "usage": _usage(self._generation)}
-        self._call.note_generation(self._generation)
-        if self._draft.is_kept:
-            await self._responses.keep(self._call, response, self._draft.input_items)
-        return response
+    async def whole(self) -> dict[str, Any]:
+        """Return the response, kept if it is to be."""
+        async for step in self._steps():
+            last = step
+        return last[1]["response"]
 
     async def events(self) -> AsyncIterator[bytes]:
         """Yield the events of a streamed response."""
-        yield self._event("response.created", response=self._draft.document)
-        yield self._event("response.in_progress", response=self._draft.document)
-        item = output_message(self._item_id, "", "in_progress", [])
-        yield self._event("response.output_item.added", output_index=0, item={**item, "content": []})
-        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
-        yield self._event("response.content_part.added", **place, part=output_text("", []))
-        written, drawn, reason = [], [], "stop"
-        async for part in self._generation.parts():
-            if part is None:
-                yield b": still here\n\n"
-                continue
-            written.append(part.text)
-            drawn += part.events
-            reason = part.finish_reason or reason
-            if part.text or (part.events and self._draft.has_logprobs):
-                yield self._event("response.output_text.delta", **place, delta=part.text,
-                                  logprobs=self._logprobs(part.events))
-        response = await self.finish("".join(written), reason, tuple(drawn))
-        [item] = response["output"]
-        [content] = item["content"]
-        yield self._event("response.output_text.done", **place, text=content["text"],
-                          logprobs=content["logprobs"])
-        yield self._event("response.content_part.done", **place, part=content)
-        yield self._event("response.output_item.done", output_index=0, item=item)
-        yield self._event(f"response.{response['status']}", response=response)
+        yield self._event("created", response=self._draft.document)
+        yield self._event("in_progress", response=self._draft.document)
+        async for step in self._steps():
+            yield b": still here\n\n" if step is None else self._event(step[0], **step[1])
 
     def failure(self, error: HearthError) -> bytes:
         """Return the last event of a response that failed on the way."""
-        return self._event("response.failed", response={
+        return self._event("failed", response={
             **self._draft.document, "status": "failed",
             "error": {"code": "server_error", "message": sentence(error)}})
 
-    def _logprobs(self, drawn: tuple) -> list[dict[str, Any]]:
-        if not self._draft.has_logprobs:
-            return []
-        return token_records(self._call.served.model.tokenizer, drawn)
+    async def _steps(self) -> AsyncIterator[Step | None]:
+        """Yield the events from the first item on, the whole response last; None when nothing came."""
+        async for part in self._generation.parts():
+            if part is None:
+                yield None
+                continue
+            for step in self._output.add(part):
+                yield step
+        is_cut = self._generation.finish_reasons[0] == "length"
+        status = "incomplete" if is_cut else "completed"
+        for step in self._output.finish(status):
+            yield step
+        response = {**self._draft.document, "status": status, "completed_at": int(time.time()),
+                    "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
+                    "output": self._output.items, "usage": _usage(self._generation)}
+        self._call.note_generation(self._generation)
+        if self._draft.is_kept:
+            await self._responses.keep(self._call, response, self._draft.input_items)
+        yield status, {"response": response}
 
     def _event(self, kind: str, **fields: Any) -> bytes:
+        kind = f"response.{kind}"
         body = to_json({"type": kind, "sequence_number": self._num_events, **fields})
         self._num_events += 1
         return b"event: " + kind.encode() + b"\ndata: " + body + b"\n\n"
@@ -239,7 +234,7 @@ def _usage(generation: Generation) -> dict[str, Any]:
     return {"input_tokens": generation.prompt_tokens,
             "input_tokens_details": {"cached_tokens": generation.cached_tokens, "cache_write_tokens": 0},
             "output_tokens": generation.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": generation.reasoning_tokens},
             "total_tokens": generation.prompt_tokens + generation.completion_tokens}
 
 

@@ -235,3 +235,11 @@ def arguments_of(call: ToolCall) -> dict[str, Any]:
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"INVALID_JSON": call.arguments}
+
+
+def check_choice(tools: Sequence[Tool], choice: str, chosen: str | None) -> None:
+    """Refuse a choice that no tool meets. Raises: Refusal."""
+    if choice == "required" and (not tools or chosen not in (None, *(tool.name for tool in tools))):
+        raise Refusal("`tool_choice` asks for a tool that is not there", field="tool_choice",
+                      code="invalid_value",
+                      why=f"`tools` has {', '.join(tool.name for tool in tools) or 'none'}")
