@@ -9,7 +9,8 @@ from markdown_it import MarkdownIt
 from starlette.applications import Starlette
 from support.browser import Visit, browsing
 
-from openhearth.server import Server, address_of, bind
+from openhearth.listening import address_of, bind
+from openhearth.server import Server
 from openhearth.server.page_files import page_routes
 
 ORACLE = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])

@@ -24,6 +24,9 @@ def body(**settings):
             "max_tokens": 5, **settings}
 
 
+ENDLESS = {"type": "string", "minLength": 50_000}
+
+
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory):
     """A server whose answers take seconds: eight thousand tokens fit."""
@@ -47,8 +50,9 @@ def drawn(server):
     ("/v1/completions", {"model": "tiny", "prompt": ["a", "b"], "max_tokens": LONG, "logit_bias": {"2": -100},
                          "stream": True}),
     ("/v1/messages", {"model": "tiny", "max_tokens": LONG, "stream": True, "temperature": 0,
-                      "messages": [{"role": "user", "content": "a"}]}),
-    ("/api/generate", {"model": "tiny", "prompt": "a", "options": {"temperature": 0}}),
+                      "messages": [{"role": "user", "content": "a"}],
+                      "output_config": {"format": {"type": "json_schema", "schema": ENDLESS}}}),
+    ("/api/generate", {"model": "tiny", "prompt": "a", "options": {"temperature": 0}, "format": ENDLESS}),
 ])
 def test_a_client_that_leaves_a_stream_frees_its_pages(slow, path, request_body):
     before = drawn(slow)
