@@ -416,7 +416,7 @@ def test_a_file_that_is_no_export_is_refused(visit, tmp_path):
             (export_of(root={"children": ["a"]}, a={"children": [], "role": "system"}), "role `system`")):
         (tmp_path / "x.json").write_text(content)
         page.set_input_files("#import-file", tmp_path / "x.json")
-        assert reason in page.locator("dialog").inner_text()
+        page.locator("dialog", has_text=reason).wait_for()
         page.get_by_role("dialog").get_by_role("button", name="Close").click()
     assert page.locator("#conversations li").count() == 0
 
