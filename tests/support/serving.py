@@ -49,6 +49,13 @@ class Running:
         assert (stats.num_used_pages, stats.num_running, stats.num_waiting) == (0, 0, 0), stats
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
 
+    def wait_logged(self, num_lines, timeout_s=20.0):
+        """Wait until the access log has that many lines; a line follows its answer, which a client may have."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.log) < num_lines:
+            assert time.monotonic() < deadline, self.log
+            time.sleep(0.01)
+
 
 def config_of(home, **env):
     """Return the settings of a machine with this home and nothing else, offline unless env says otherwise."""

@@ -70,6 +70,7 @@ def test_clients_count_what_they_see_and_what_fails(modules, tiny_folder, tmp_pa
         seen = clients.drive(running.url, "tiny", work)
         assert seen.failures == [] and seen.left == 0 and seen.answers >= 3
         assert 4 * seen.answers <= seen.tokens <= 8 * seen.answers
+        running.wait_logged(seen.answers)
         served = [line for line in running.log if line["status"] == 200]
         assert seen.tokens == sum(line["completion_tokens"] for line in served)
         walls[0].fault = lambda path, status, body, request: (status, body.replace("data: [DONE]", ""))
