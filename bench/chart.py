@@ -30,16 +30,7 @@ def bar_chart(title: str, unit: str, groups: dict[str, dict[str, float]]) -> str
             parts.append(f'<text x="{LEFT + width + 5:.1f}" y="{y + BAR - 5}">{values[name]:,.0f}</text>')
             y += BAR
         y += GAP
-    legend, x = [], LEFT
-    for name in series:
-        legend.append(f'<rect x="{x}" y="32" width="11" height="11" fill="{COLOURS[name]}"/>'
-                      f'<text x="{x + 16}" y="42">{escape(name)}</text>')
-        x += 16 + 7 * len(name) + 24
-    heading = f'<text x="{LEFT}" y="20" font-weight="bold">{escape(title)} ({escape(unit)})</text>'
-    return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{y}" viewBox="0 0 {WIDTH} {y}" '
-        'font-family="sans-serif" font-size="12" fill="#222222">',
-        f'<rect width="{WIDTH}" height="{y}" fill="#ffffff"/>', heading, *legend, *parts, "</svg>"]) + "\n"
+    return _framed(f"{title} ({unit})", y, {name: COLOURS[name] for name in series}, parts)
 
 
 def line_chart(title: str, unit: str, lines: dict[str, list[float]]) -> str:
@@ -54,13 +45,11 @@ def line_chart(title: str, unit: str, lines: dict[str, list[float]]) -> str:
         x = LEFT + index / max(1, most - 1) * (WIDTH - LEFT - RIGHT)
         return f"{x:.1f},{HEADER + (high - value) / span * (height - HEADER - bottom):.1f}"
 
-    parts, x = [], LEFT
-    for (name, values), colour in zip(lines.items(), COLOURS.values(), strict=False):
+    colours = dict(zip(lines, COLOURS.values(), strict=False))
+    parts = []
+    for name, values in lines.items():
         points = " ".join(place(index, value) for index, value in enumerate(values))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="1.6"/>'
-                     f'<rect x="{x}" y="32" width="11" height="11" fill="{colour}"/>'
-                     f'<text x="{x + 16}" y="42">{escape(name)}</text>')
-        x += 16 + 7 * len(name) + 24
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colours[name]}" stroke-width="1.6"/>')
     for value in (low, high):
         y = float(place(0, value).split(",")[1])
         parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:.3g}</text>'
@@ -68,8 +57,19 @@ def line_chart(title: str, unit: str, lines: dict[str, list[float]]) -> str:
     parts.append(f'<text x="{LEFT}" y="{height - 8}">1</text>'
                  f'<text x="{WIDTH - RIGHT}" y="{height - 8}" text-anchor="end">{most} '
                  f'{escape(unit)}s</text>')
+    return _framed(title, height, colours, parts)
+
+
+def _framed(title: str, height: int, colours: dict[str, str], parts: list[str]) -> str:
+    """Return the SVG of parts, below a title and a legend. colours: series -> its colour."""
+    legend, x = [], LEFT
+    for name, colour in colours.items():
+        legend.append(f'<rect x="{x}" y="32" width="11" height="11" fill="{colour}"/>'
+                      f'<text x="{x + 16}" y="42">{escape(name)}</text>')
+        x += 16 + 7 * len(name) + 24
     heading = f'<text x="{LEFT}" y="20" font-weight="bold">{escape(title)}</text>'
     return "\n".join([
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="12" fill="#222222">',
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>', heading, *parts, "</svg>"]) + "\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} '
+        f'{height}" font-family="sans-serif" font-size="12" fill="#222222">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>', heading, *legend, *parts,
+        "</svg>"]) + "\n"

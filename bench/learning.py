@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def read_row(name: str, run: dict[str, Any], before: dict[str, Any],
-             after: dict[str, Any]) -> dict[str, Any]:
+             after: dict[str, Any], note: str) -> dict[str, Any]:
     """Return a row. Raises: SystemExit where the receipts are not of one and the same work."""
     asked = [{key: receipt["settings"][key] for key in ("weights", "tasks", "split", "sampling", "seed")}
              for receipt in (before, after)]
@@ -36,7 +36,7 @@ def read_row(name: str, run: dict[str, Any], before: dict[str, Any],
             "seconds": run["measured"]["seconds"], "seed": stages[0].get("seed", run["settings"].get("seed")),
             "samples": sum(stage["result"].get("completions", 0) for stage in stages),
             "steps": run["num_steps"], "cpu": run["environment"]["cpu"], "isa": run["environment"]["isa"],
-            "commit": run["code"]["commit"]}
+            "commit": run["code"]["commit"], "note": note}
 
 
 def main() -> int:
@@ -45,10 +45,11 @@ def main() -> int:
     parser.add_argument("run", type=Path)
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
+    parser.add_argument("--note", default="", help="what a reader of the time should know")
     options = parser.parse_args()
     receipts = {kind: json.loads((getattr(options, kind) / "receipt.json").read_text(encoding="utf-8"))
                 for kind in ("run", "before", "after")}
-    row = read_row(options.name, receipts["run"], receipts["before"], receipts["after"])
+    row = read_row(options.name, receipts["run"], receipts["before"], receipts["after"], options.note)
     for kind, receipt in receipts.items():
         path = RESULTS / "receipts" / f"{options.name}-{kind}.json"
         path.parent.mkdir(exist_ok=True)

@@ -71,7 +71,7 @@ def _learning_table(rows: list[dict[str, Any]]) -> str:
         gain = 100 * (row["after"]["accuracy"] - row["before"]["accuracy"])
         lines.append([f"[{row['name']}](../recipes/{row['name']}.toml)", f"`{row['task']}`", before, after,
                       f"{gain:+.1f}", f"{row['steps']}", f"{row['samples']:,}",
-                      f"{row['seconds'] / 60:.0f} min"])
+                      f"{row['seconds'] / 60:.0f} min" + (f" ({row['note']})" if row["note"] else "")])
     return _table(["recipe", "problems held out", "before, %", "after, %", "points", "steps",
                    "completions", "time"], lines)
 

