@@ -53,3 +53,24 @@ def test_what_gives_no_rows_is_refused(tmp_path, text, told):
     pytest.importorskip("reasoning_gym")
     with pytest.raises(UsageError, match=told):
         find_files([text], config_of(tmp_path))
+
+
+def test_shots_stand_before_every_question_and_are_asked_nowhere():
+    plain, shown = (find(f"chain_sum:max_digits=1{more}") for more in ("", ":shots=3"))
+    for split in ("train", "test"):
+        for index in range(20):
+            *turns, asked = shown.problem(split, index).messages
+            assert [turn["role"] for turn in turns] == ["user", "assistant"] * 3 and asked["role"] == "user"
+            examples = turns[::2]
+            assert asked not in examples
+    known = [plain.problem("train", index) for index in range(3)]
+    assert examples == [one.messages[-1] for one in known]
+    assert [turn["content"] for turn in turns[1::2]] == [one.worked for one in known]
+    assert [shown.problem("test", index).messages[-1] for index in range(20)] == [
+        plain.problem("test", index).messages[-1] for index in range(20)]
+
+
+@pytest.mark.parametrize("ref", ["chain_sum:shots=-1", "gcd:shots=1", "chain_sum:style=think:shots=1"])
+def test_shots_without_worked_answers_are_refused(ref):
+    with pytest.raises(UsageError, match="shots="):
+        find(ref)
