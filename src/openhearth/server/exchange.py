@@ -98,16 +98,24 @@ class Call:
 
         Raises: as `Served.open`, LimitReached.
         """
-        tally, model = self.record.tally, (job.request.adapter or self.served.name).partition("@")[0]
+        tally, model = self.record.tally, self._billed(job.request.adapter)
         tally.begin(model, len(job.request.prompt_token_ids))
         generation = await self.served.open(job, self.stack)
         tally.watch(model, generation)
         return generation
 
-    def count_prompt(self, model: str, prompt_tokens: int) -> None:
-        """Count a prompt that is read without an answer, before it is. Raises: LimitReached."""
+    def count_prompt(self, adapter: str | None, prompt_tokens: int) -> None:
+        """Count a prompt that is read without an answer, before it is. adapter: as the engine calls it.
+
+        Raises: LimitReached.
+        """
+        model = self._billed(adapter)
         self.record.tally.begin(model, prompt_tokens)
         self.record.tally.count(model, Usage(prompt_tokens=prompt_tokens))
+
+    def _billed(self, adapter: str | None) -> str:
+        """Return the name that usage is written under; the engine's adapters carry a hash behind theirs."""
+        return self.served.name if adapter is None else adapter.partition("@")[0]
 
     def require_admin(self) -> None:
         """Refuse what only admins may do. Raises: Refusal."""

@@ -49,7 +49,7 @@ async def score(call: Call, texts: Sequence[tuple[TokenIds, TokenIds]],
 async def _read_all(call: Call, prompts: Sequence[TokenIds], readers: Sequence[Reader],
                     adapter: str | None) -> None:
     thread = call.served.thread
-    call.count_prompt(adapter or call.served.name, sum(map(len, prompts)))
+    call.count_prompt(adapter, sum(map(len, prompts)))
     waiting = iter(zip(prompts, readers, strict=True))
 
     async def work() -> None:

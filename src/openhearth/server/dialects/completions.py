@@ -112,7 +112,7 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
     prompts = [await served.encode(prompt) if isinstance(prompt, str) else prompt
                for prompt in values["prompt"]]
     if not max_tokens:
-        call.count_prompt(adapter or served.name, sum(map(len, prompts)))
+        call.count_prompt(adapter, sum(map(len, prompts)))
     # All at once: prompts of one request share steps.
     generations = [await call.open(served.job(
         prompt, adapter=adapter, settings=settings, max_tokens=max_tokens, n=values.get("n", 1),

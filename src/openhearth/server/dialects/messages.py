@@ -11,6 +11,7 @@ from openhearth.server.dialects.tools import read_calls
 from openhearth.server.errors import Refusal
 from openhearth.server.fields import (
     Field,
+    Reader,
     array,
     not_applicable,
     object_schema,
@@ -46,21 +47,26 @@ PART_FIELDS = (
     not_applicable("cache_control", "the cache finds equal beginnings by itself and changes no answer"),
 )
 
-@shaped(text_or_list(object_schema(PART_FIELDS)))
-def read_content(name: str, value: Any) -> str:
-    """Return the text of a content that is a text or a list of text parts. Raises: Refusal."""
-    if isinstance(value, str):
-        return value
-    texts = []
-    for place, part in enumerate(array(name, value)):
-        where = f"{name}[{place}]"
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text":
-            raise Refusal(f"`{where}.type` is `{str(kind)[:40]}`", field=where, code="unsupported_field",
-                          why="this version reads text only")
-        texts.append(read_fields(PART_FIELDS, part, where).get("text", ""))
-    return "\n".join(texts)
 
+def parts_of_text(fields: tuple[Field, ...], *kinds: str) -> Reader:
+    """Return a reader of a text, or of a list of parts of text of these kinds."""
+    @shaped(text_or_list(object_schema(fields)))
+    def read(name: str, value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        texts = []
+        for place, part in enumerate(array(name, value)):
+            where = f"{name}[{place}]"
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in kinds:
+                raise Refusal(f"`{where}.type` is `{str(kind)[:40]}`", field=where, code="unsupported_field",
+                              why="this version reads text only")
+            texts.append(read_fields(fields, part, where).get("text", ""))
+        return "\n".join(texts)
+    return read
+
+
+read_content = parts_of_text(PART_FIELDS, "text")
 
 MESSAGE_FIELDS = (
     Field("role", "`system`, `developer` (the same), `user`, `assistant`, `tool`", _role),

@@ -9,12 +9,11 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from openhearth.server.dialects.messages import ROLES
+from openhearth.server.dialects.messages import ROLES, parts_of_text
 from openhearth.server.dialects.tools import function_name
 from openhearth.server.errors import Refusal
 from openhearth.server.fields import (
     Field,
-    Reader,
     array,
     not_applicable,
     object_schema,
@@ -53,25 +52,7 @@ THOUGHT_PART_FIELDS = (
 )
 
 
-def _text_of(fields: tuple[Field, ...], *kinds: str) -> Reader:
-    """Return a reader of a text, or of a list of parts of text of these kinds."""
-    @shaped(text_or_list(object_schema(fields)))
-    def read(name: str, value: Any) -> str:
-        if isinstance(value, str):
-            return value
-        texts = []
-        for place, part in enumerate(array(name, value)):
-            where = f"{name}[{place}]"
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind not in kinds:
-                raise Refusal(f"`{where}.type` is `{str(kind)[:40]}`", field=where, code="unsupported_field",
-                              why="this version reads text only")
-            texts.append(read_fields(fields, part, where).get("text", ""))
-        return "\n".join(texts)
-    return read
-
-
-_parts = _text_of(ITEM_PART_FIELDS, *_TEXT_KINDS)
+_parts = parts_of_text(ITEM_PART_FIELDS, *_TEXT_KINDS)
 
 ITEM_FIELDS = (
     Field("type", "`message`, or left out", one_of("message")),
@@ -111,7 +92,7 @@ RESULT_ITEM_FIELDS = (
 THOUGHT_ITEM_FIELDS = (
     Field("type", "`reasoning`", one_of("reasoning")),
     Field("content", "what the assistant thought; templates decide whether it is read again",
-          _text_of(THOUGHT_PART_FIELDS, "reasoning_text")),
+          parts_of_text(THOUGHT_PART_FIELDS, "reasoning_text")),
     refused("summary", "thoughts are read whole, from `content`", []),
     refused("encrypted_content", "thoughts are not encrypted here"),
     _ID,
