@@ -13,19 +13,16 @@ from dataclasses import dataclass
 
 from openhearth import formats, hardware
 from openhearth.engine import CacheDtype, EngineSettings
-from openhearth.engine.memory import (
-    COMFORT_TOKENS,
-    MIN_TOKENS,
-    RESERVE_BYTES,
-    cache_dtype_of,
-    page_bytes,
-)
+from openhearth.engine.memory import MIN_TOKENS, RESERVE_BYTES, cache_dtype_of, page_bytes
 from openhearth.errors import NotEnoughMemory, UsageError
 from openhearth.hub import StoredModel
 from openhearth.kernels import select
 from openhearth.kernels.attention.cache import CACHE_DTYPES
 from openhearth.spec import ModelSpec, WeightChoice, choose_weights, read_spec
 from openhearth.units import format_bytes
+
+SHARED_TOKENS = 64 * 1024
+"""Tokens that a cache need not go beyond, unless two contexts are more: 64 conversations of 1,024 tokens."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def plan_models(stored: Sequence[StoredModel], memory_bytes: int, *, weights: st
                 context_length: int | None = None) -> list[LoadPlan]:
     """Plan models that share memory_bytes; the settings are those of `local.load`, and hold for all.
 
-    What their weights leave is divided among their caches, none more than two contexts. Where not even the
+    What their weights leave is divided among their caches, none more than SHARED_TOKENS or two contexts. Where not even the
     smallest caches fit beside all weights, each model is planned as if it were loaded alone.
     Raises: NotEnoughMemory for a model that does not fit alone; UsageError, BadFile, Unsupported.
     """
@@ -109,7 +106,7 @@ def _read(stored: StoredModel, memory_bytes: int, weights: str, dtype: str, cach
     context = context_length or spec.max_position
     one_page = page_bytes(spec, settings.page_size, kept)
     least, most = (-(-tokens // settings.page_size) * one_page
-                   for tokens in (min(context, MIN_TOKENS), max(2 * context, COMFORT_TOKENS)))
+                   for tokens in (min(context, MIN_TOKENS), max(2 * context, SHARED_TOKENS)))
     return _Wanted(stored, spec, choice, settings, one_page, least, most)
 
 

@@ -14,12 +14,13 @@ from support.tiny import build_llama
 
 from openhearth import hardware
 from openhearth.engine import Request, Sampling
+from openhearth.engine.memory import page_bytes
 from openhearth.errors import BadFile, NotEnoughMemory, UsageError
 from openhearth.models.adapter_files import read_adapter, write_adapter
 from openhearth.models.lora import AdapterWeights
 from openhearth.server import Limits, Models, assign_adapters, plan_models
 from openhearth.server.errors import Refusal
-from openhearth.server.planning import _divide
+from openhearth.server.planning import SHARED_TOKENS, _divide
 
 REQUEST = Request((5, 6, 7), Sampling(seed=1, max_tokens=20))
 
@@ -283,6 +284,8 @@ def test_a_plan_is_what_a_loaded_model_holds(folders, tmp_path):
 def test_what_memory_is_left_is_divided_among_caches(folders, tmp_path):
     stored = [offer.plan.stored for offer in offer_tiny(folders, tmp_path)]
     roomy = plan_models(stored, 1 << 30, dtype="float32")
+    for plan in roomy:
+        assert plan.cache_bytes == SHARED_TOKENS * page_bytes(plan.spec, 1, torch.float32)
     weights = [plan.weights.num_bytes for plan in roomy]
     tight = plan_models(stored, sum(weights) + 6_000_000, dtype="float32")
     assert sum(plan.num_bytes for plan in tight) <= sum(weights) + 6_000_000
@@ -302,7 +305,8 @@ def test_fifty_cycles_of_loading_and_unloading_leave_nothing(folders, tmp_path):
 
     def held():
         gc.collect()
-        return (threading.active_count(), len(os.listdir("/proc/self/fd")),
+        named = [one.name for one in threading.enumerate()]
+        return (sum(not name.startswith("asyncio_") for name in named), len(os.listdir("/proc/self/fd")),
                 sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects()))
 
     async def work():
@@ -311,7 +315,7 @@ def test_fifty_cycles_of_loading_and_unloading_leave_nothing(folders, tmp_path):
                 await ask(models, "a")
                 await ask(models, "b")
 
-            for _ in range(8):  # the pool of worker threads fills
+            for _ in range(4):
                 await cycle()
             before, before_bytes = held(), hardware.resident_bytes()
             for _ in range(25):
