@@ -50,7 +50,7 @@ class Running:
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
 
     def wait_logged(self, num_lines, timeout_s=20.0):
-        """Wait until the access log has that many lines; a line follows its answer, which a client may have."""
+        """Wait until the access log has that many lines; each follows its answer."""
         deadline = time.monotonic() + timeout_s
         while len(self.log) < num_lines:
             assert time.monotonic() < deadline, self.log

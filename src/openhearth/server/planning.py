@@ -54,8 +54,9 @@ def plan_models(stored: Sequence[StoredModel], memory_bytes: int, *, weights: st
                 context_length: int | None = None) -> list[LoadPlan]:
     """Plan models that share memory_bytes; the settings are those of `local.load`, and hold for all.
 
-    What their weights leave is divided among their caches, none more than SHARED_TOKENS or two contexts. Where not even the
-    smallest caches fit beside all weights, each model is planned as if it were loaded alone.
+    What their weights leave is divided among their caches, none more than SHARED_TOKENS or two contexts.
+    Where not even the smallest caches fit beside all weights, each model is planned as if it were loaded
+    alone.
     Raises: NotEnoughMemory for a model that does not fit alone; UsageError, BadFile, Unsupported.
     """
     wanted = [_read(one, memory_bytes, weights, dtype, cache_dtype, context_length) for one in stored]
