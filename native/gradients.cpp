@@ -65,7 +65,10 @@ void rms_norm_grad(Isa isa, const RmsNormGradCall& call) {
 }
 
 void attention_grad(Isa isa, const AttentionGradCall& call) {
-    const auto one = HEARTH_PICK(isa, attention_grad);
+    auto one = HEARTH_PICK(isa, attention_grad);
+#if defined(HEARTH_HAS_AMX)
+    if (isa == Isa::amx) one = attention_grad_amx;
+#endif
     const auto rows_of = [&](std::int64_t sequence) { return call.query_starts[sequence + 1] - call.query_starts[sequence]; };
     std::vector<std::vector<std::int64_t>> members(std::size_t(call.num_sequences));
     for (std::int64_t s = 0; s < call.num_sequences; ++s) {
@@ -81,7 +84,7 @@ void attention_grad(Isa isa, const AttentionGradCall& call) {
     for (const std::vector<std::int64_t>& family : members) {
         if (family.empty()) continue;
         std::int64_t num_rows = 0;
-        for (const std::int64_t s : family) num_rows += rows_of(s);
+        for (const std::int64_t s : family) num_rows += (rows_of(s) + kGradRows - 1) / kGradRows * kGradRows;
         if (num_rows == 0) continue;
         for (std::int64_t head = 0; head < call.num_kv_heads; ++head) {
             tasks.push_back({{family.data(), std::int64_t(family.size()), head}, num_rows});

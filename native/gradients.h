@@ -1,5 +1,6 @@
 // Backward passes of what lies between matrix products: gated units, RMSNorm and attention. All arithmetic is
-// float32, whatever the rows' type, with one rounding at the end.
+// float32, whatever the rows' type, with one rounding at the end; with AMX and bf16 rows, weights of attention
+// and gradients of scores are rounded to bf16 as well before they are multiplied.
 //
 // Order of arithmetic: a sum runs over rows or keys in ascending order, in blocks whose size is fixed. It depends
 // on the pack and the instruction set, never on the threads.
@@ -61,10 +62,12 @@ struct AttentionFamily {
 
 constexpr std::int64_t kGradQueries = 64;         // at once
 
-// float32 numbers of scratch memory for a family of num_rows rows; 64-byte aligned.
+constexpr std::int64_t kGradRows = 32;            // what the rows of each member are padded to
+
+// float32 numbers of scratch memory for a family of num_rows padded rows; 64-byte aligned.
 static inline std::int64_t attention_grad_scratch(std::int64_t head_dim, std::int64_t num_rows) {
-    const std::int64_t width = (head_dim + 15) / 16 * 16, length = num_rows + 64;
-    return 5 * length * width + 2 * kGradQueries * length + 3 * kGradQueries * width + 64;
+    const std::int64_t width = (head_dim + 31) / 32 * 32, length = num_rows + 64;
+    return 5 * length * width + 4 * kGradQueries * length + 4 * kGradQueries * width;
 }
 
 void glu_grad_avx2(const GluGradCall& call, std::int64_t row, std::int64_t row_end);
@@ -74,6 +77,7 @@ void rms_norm_grad_avx2(const RmsNormGradCall& call, std::int64_t row, std::int6
 void rms_norm_grad_avx512(const RmsNormGradCall& call, std::int64_t row, std::int64_t row_end, float* sums);
 void attention_grad_avx2(const AttentionGradCall& call, const AttentionFamily& family, float* scratch);
 void attention_grad_avx512(const AttentionGradCall& call, const AttentionFamily& family, float* scratch);
+void attention_grad_amx(const AttentionGradCall& call, const AttentionFamily& family, float* scratch);
 
 // The whole call on the pool. The instruction set must not be missing.
 void glu_grad(Isa isa, const GluGradCall& call);

@@ -167,15 +167,21 @@ inline Angles angles_of(const AttentionGradCall& call, std::int64_t row) {
     return {call.cos + at, call.sin + at};
 }
 
-// A head as the forward pass has it, turned and rounded, times a factor, padded with zeros.
+// A head as the forward pass has it, turned and rounded.
 template <typename X>
-inline void take_turned(const AttentionGradCall& call, const X* from, std::int64_t row, float factor, float* to, std::int64_t width) {
+inline void turn_at(const AttentionGradCall& call, const X* from, std::int64_t row, X* to) {
     RopeCall turning{};
     turning.rotary_dim = call.rotary_dim;
     turning.head_dim = call.head_dim;
-    X turned[kMaxHeadDim];
     const Angles angles = angles_of(call, row);
-    turn_head(from, turned, angles.cos, angles.sin, turning);
+    turn_head(from, to, angles.cos, angles.sin, turning);
+}
+
+// The same times a factor, padded with zeros.
+template <typename X>
+inline void take_turned(const AttentionGradCall& call, const X* from, std::int64_t row, float factor, float* to, std::int64_t width) {
+    X turned[kMaxHeadDim];
+    turn_at(call, from, row, turned);
     clear(to, width);
     for_each_vector(call.head_dim, [&](std::int64_t i, std::int64_t count) {
         store_some(to + i, mul(load_some(turned + i, count), all(factor)), count);
@@ -199,8 +205,9 @@ inline void turn_back(const AttentionGradCall& call, const float* from, std::int
     });
 }
 
-// Scores of a row's first `count` keys become weights, the rest zero; gradients of weights become those of scores.
-inline void weigh_row(float* p, float* s, std::int64_t count, std::int64_t length) {
+// Scores of a row's first `count` keys, times scale, become weights, the rest zero; gradients of weights become those
+// of scores.
+inline void weigh_row(float* p, float* s, std::int64_t count, std::int64_t length, float scale) {
     Vec tops = all(-__builtin_inff()), sums = zeros(), products = zeros();
     float lanes[kWidth], top = -__builtin_inff();
     for_each_vector(count, [&](std::int64_t i, std::int64_t part) {
@@ -213,7 +220,7 @@ inline void weigh_row(float* p, float* s, std::int64_t count, std::int64_t lengt
     store(lanes, tops);
     for (const float lane : lanes) top = lane > top ? lane : top;
     for_each_vector(count, [&](std::int64_t i, std::int64_t part) {
-        store_some(p + i, exp_of_negative(sub(load_some(p + i, part), all(top))), part);
+        store_some(p + i, exp_of_negative(mul(sub(load_some(p + i, part), all(top)), all(scale))), part);
     });
     clear(p + count, length - count);
     clear(s + count, length - count);
@@ -276,7 +283,7 @@ void attention_grad_family(const AttentionGradCall& call, const AttentionFamily&
                 multiply<false>(memory.s, length, {memory.grad, width, 1}, memory.v_turned, length, here, shared, head_dim);
                 multiply<false>(memory.s + shared, length, {memory.grad, width, 1}, memory.v_turned + own, length, here, seen, head_dim);
                 for (std::int64_t j = 0; j < here; ++j) {
-                    weigh_row(memory.p + j * length, memory.s + j * length, shared + start + j + 1, length);
+                    weigh_row(memory.p + j * length, memory.s + j * length, shared + start + j + 1, length, 1.0f);
                 }
                 multiply<false>(memory.grad_q, width, {memory.s, length, 1}, memory.k, width, here, width, shared);
                 multiply<true>(memory.grad_q, width, {memory.s + shared, length, 1}, memory.k + own * width, width, here, width, seen);

@@ -36,7 +36,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID
   check_cxx_compiler_flag("-mamx-tile -mamx-bf16 -mavx512vbmi" HAS_AMX)
   if(HAS_AVX512 AND HAS_AMX AND CMAKE_SYSTEM_NAME STREQUAL "Linux")
     target_compile_definitions(kernels PRIVATE HEARTH_HAS_AMX)
-    set(amx_files "${here}/linear_amx.cpp" "${here}/linear_blocks_amx.cpp" "${here}/attention_amx.cpp")
+    set(amx_files "${here}/linear_amx.cpp" "${here}/linear_blocks_amx.cpp" "${here}/attention_amx.cpp"
+                  "${here}/gradients_amx.cpp")
     target_sources(kernels PRIVATE ${amx_files})
     set_source_files_properties(${amx_files} PROPERTIES COMPILE_OPTIONS
                                 "${avx512};-mavx512vbmi;-mamx-tile;-mamx-bf16;-Wno-uninitialized;-Wno-maybe-uninitialized")

@@ -115,6 +115,10 @@ void pack_rows(const void* rows, std::int64_t stride, const std::int64_t* source
 void unpack_rows(const void* packed, const std::int64_t* row_ids, std::int64_t num_rows, std::int64_t num_inputs,
                  Format format, Number out_number, void* out);
 
+// Writes the transposed weight as a pack of bf16, or of f32 where it is f32: num_inputs outputs, num_outputs inputs.
+// Numbers are those of unpack_rows. out: packed_bytes of that weight, 64-byte aligned.
+void transpose_packed(const void* packed, std::int64_t num_outputs, std::int64_t num_inputs, Format format, void* out);
+
 // Quantises rows of numbers, stride bytes apart, to the blocks that a GGUF file would hold: q8_0, or q4_1 with
 // scale and minimum of least squared error among a few candidates. out: contiguous blocks.
 void quantize_rows(const void* rows, std::int64_t stride, Number number, std::int64_t num_rows,

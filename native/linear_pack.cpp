@@ -1,6 +1,7 @@
 // Between the rows of a checkpoint and the panels of linear.h.
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "linear.h"
 #include "linear_blocks.h"
@@ -72,6 +73,28 @@ void unpack_row(const char* panel, std::int64_t column, std::int64_t num_inputs,
     }
 }
 
+// 32 outputs by 32 inputs of bf16 numbers: from 16 lines of a panel of outputs to 16 lines of one of inputs.
+void transpose_block(const std::uint64_t* block, std::uint64_t* out) {
+    constexpr int kPairs = kPanel / 2;
+    for (int row = 0; row < kPairs; ++row) {
+        for (int column = 0; column < kPairs; ++column) {
+            // Two outputs of two inputs: from (i0 o0, i1 o0, i0 o1, i1 o1) to (i0 o0, i0 o1, i1 o0, i1 o1).
+            const std::uint64_t cells = block[column * kPairs + row];
+            const std::uint64_t inner = (cells >> 16 & 0xffffu) << 32 | (cells >> 32 & 0xffffu) << 16;
+            out[row * kPairs + column] = (cells & 0xffff00000000ffffu) | inner;
+        }
+    }
+}
+
+// Up to 32 columns of rows of numbers as a panel: `group` rows side by side in a line.
+template <typename T, int group>
+void write_columns(const T* rows, std::int64_t stride, std::int64_t num_rows, std::int64_t num_columns, T* cells) {
+    for (std::int64_t row = 0; row < num_rows; ++row) {
+        T* const line = cells + row / group * (kPanel * group) + row % group;
+        for (std::int64_t column = 0; column < num_columns; ++column) line[column * group] = rows[row * stride + column];
+    }
+}
+
 }  // namespace
 
 void pack_rows(const void* rows, std::int64_t stride, const std::int64_t* source_rows, std::int64_t num_rows,
@@ -105,6 +128,43 @@ void unpack_rows(const void* packed, const std::int64_t* row_ids, std::int64_t n
     const std::int64_t num_chunks = (num_rows + kRowsPerChunk - 1) / kRowsPerChunk;
     if (num_chunks == 1) return unpack(0);  // a decoding step's embeddings: not worth the pool
     for_each_chunk(num_chunks, unpack);
+}
+
+void transpose_packed(const void* packed, std::int64_t num_outputs, std::int64_t num_inputs, Format format, void* out) {
+    const bool is_f32 = format == Format::f32;
+    const std::int64_t number_bytes = is_f32 ? 4 : 2, block_bytes = kPanel * kPanel * number_bytes;
+    const std::int64_t bytes = panel_bytes(num_inputs, format);
+    const std::int64_t out_bytes = panel_bytes(num_outputs, is_f32 ? Format::f32 : Format::bf16);
+    for_each_chunk(num_panels(num_outputs), [&](std::int64_t panel) {
+        const char* const from = static_cast<const char*>(packed) + panel * bytes;
+        char* const to = static_cast<char*>(out) + panel * block_bytes;
+        if (format == Format::bf16) {
+            for (std::int64_t part = 0; part < num_panels(num_inputs); ++part) {
+                transpose_block(reinterpret_cast<const std::uint64_t*>(from + part * block_bytes),
+                                reinterpret_cast<std::uint64_t*>(to + part * out_bytes));
+            }
+            return;
+        }
+        const std::int64_t num_rows = std::min(kPanel, num_outputs - panel * kPanel);
+        std::vector<char> rows(static_cast<std::size_t>(num_rows * num_inputs * number_bytes));
+        for (std::int64_t row = 0; row < num_rows; ++row) {
+            unpack_row(from, row, num_inputs, format, is_f32 ? Number::f32 : Number::bf16,
+                       rows.data() + row * num_inputs * number_bytes);
+        }
+        for (std::int64_t first = 0; first < num_inputs; first += kPanel) {
+            const char* const block = rows.data() + first * number_bytes;
+            char* const cells = to + first / kPanel * out_bytes;
+            const std::int64_t num_columns = std::min(kPanel, num_inputs - first);
+            std::memset(cells, 0, static_cast<std::size_t>(is_f32 ? num_rows * kLineBytes : block_bytes));
+            if (is_f32) {
+                write_columns<std::uint32_t, 1>(reinterpret_cast<const std::uint32_t*>(block), num_inputs, num_rows,
+                                                num_columns, reinterpret_cast<std::uint32_t*>(cells));
+            } else {
+                write_columns<std::uint16_t, 2>(reinterpret_cast<const std::uint16_t*>(block), num_inputs, num_rows,
+                                                num_columns, reinterpret_cast<std::uint16_t*>(cells));
+            }
+        }
+    });
 }
 
 }  // namespace hearth

@@ -44,6 +44,12 @@ void call_unpack(Address packed, Address row_ids, std::int64_t num_rows, std::in
                 at<void>(out));
 }
 
+void call_transpose(Address packed, std::int64_t num_outputs, std::int64_t num_inputs, int format, Address out) {
+    const Format chosen = format_of(format);
+    nb::gil_scoped_release without_lock;
+    transpose_packed(at(packed), num_outputs, num_inputs, chosen, at<void>(out));
+}
+
 void call_quantize(Address rows, std::int64_t stride, bool is_bf16, std::int64_t num_rows, std::int64_t num_inputs,
                    int format, Address out) {
     const Format chosen = format_of(format);
@@ -165,6 +171,7 @@ NB_MODULE(_native, module) {
     });
     module.def("pack_rows", &call_pack);
     module.def("unpack_rows", &call_unpack);
+    module.def("transpose_packed", &call_transpose);
     module.def("quantize_rows", &call_quantize);
     module.def("linear", &call_linear);
     module.def("rms_norm", &call_rms_norm);

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from openhearth.cli import HUGE_PAGES
+from openhearth.cli import MALLOC
 
 FILES = {"openhearth": "hearth_worker.py", "llama.cpp": "llama_cpp_worker.py",
          "llama.cpp-avx2": "llama_cpp_worker.py", "llama.cpp-avx512": "llama_cpp_worker.py",
@@ -42,7 +42,7 @@ class Worker:
         if engine in PRELOADED and (library := _tcmalloc()):
             environment["LD_PRELOAD"] = library
         if engine == "openhearth-tune":
-            environment |= HUGE_PAGES  # as the command does
+            environment |= MALLOC  # as the command does
         # Its own bin folder first: some peers start a compiler driver or a tool by name.
         environment["PATH"] = f"{python.parent}{os.pathsep}{environment['PATH']}"
         started = time.perf_counter()

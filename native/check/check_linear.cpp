@@ -30,6 +30,24 @@ void expect(bool holds, const char* what, const char* isa, const std::int64_t* s
     std::printf("FAILED %s, %s, T %ld N %ld K %ld\n", what, isa, long(shape[0]), long(shape[1]), long(shape[2]));
 }
 
+// Whether the transposed pack holds the same numbers, whose rows are given.
+bool is_transposed(const Guarded& packed, const Numbers& weight, std::int64_t outputs, std::int64_t inputs,
+                   Format format, Number number, bool is_at_end) {
+    const Format plain = number == Number::bf16 ? Format::bf16 : Format::f32;
+    Guarded turned(std::size_t(packed_bytes(inputs, outputs, plain)), is_at_end);
+    std::memset(turned.as<char>(), 0x7f, std::size_t(packed_bytes(inputs, outputs, plain)));
+    transpose_packed(packed.as<char>(), outputs, inputs, format, turned.as<char>());
+    Numbers columns(inputs * outputs, number, is_at_end);
+    unpack_rows(turned.as<char>(), nullptr, inputs, outputs, plain, number, columns.memory.as<char>());
+    Guarded again(std::size_t(packed_bytes(inputs, outputs, plain)), is_at_end);  // zero where no row is
+    pack_rows(columns.memory.as<char>(), outputs * (number == Number::bf16 ? 2 : 4), nullptr, inputs, outputs, plain,
+              again.as<char>(), 0);
+    for (std::int64_t i = 0; i < outputs * inputs; ++i) {
+        if (columns.get(i % inputs * outputs + i / inputs) != weight.get(i)) return false;
+    }
+    return std::memcmp(turned.as<char>(), again.as<char>(), std::size_t(packed_bytes(inputs, outputs, plain))) == 0;
+}
+
 void check(Isa isa, const char* name, const std::int64_t* shape, Number number, Number out_number, bool is_at_end) {
     const std::int64_t rows = shape[0], outputs = shape[1], inputs = shape[2];
     const Format format = number == Number::bf16 ? Format::bf16 : Format::f32;
@@ -46,6 +64,7 @@ void check(Isa isa, const char* name, const std::int64_t* shape, Number number, 
     for (std::int64_t i = 0; i < outputs * inputs; ++i) {
         if (back.get(i) != weight.get(i)) return expect(false, "unpacking", name, shape);
     }
+    expect(is_transposed(packed, weight, outputs, inputs, format, number, is_at_end), "transposing", name, shape);
     const LinearCall call{x.memory.as<char>(), inputs, packed.as<char>(), bias.as<float>(), out.memory.as<char>(),
                           outputs, rows, outputs, inputs, format, out_number};
     linear(isa, &call, 1);
@@ -89,6 +108,10 @@ void check_blocks(Isa isa, const char* name, const std::int64_t* shape, const Bl
               packed.as<char>(), first);
     Numbers weight(outputs * inputs, Number::f32, is_at_end), x(rows * inputs, Number::bf16, is_at_end);
     unpack_rows(packed.as<char>(), nullptr, outputs, inputs, block.format, Number::f32, weight.memory.as<char>());
+    Numbers rounded(outputs * inputs, Number::bf16, is_at_end);
+    unpack_rows(packed.as<char>(), nullptr, outputs, inputs, block.format, Number::bf16, rounded.memory.as<char>());
+    expect(is_transposed(packed, rounded, outputs, inputs, block.format, Number::bf16, is_at_end),
+           "transposed blocks", name, shape);
     for (std::int64_t i = 0; i < rows * inputs; ++i) x.set(i, draw());
     Numbers out(rows * outputs, Number::f32, is_at_end);
     const LinearCall call{x.memory.as<char>(), inputs, packed.as<char>(), nullptr, out.memory.as<char>(),

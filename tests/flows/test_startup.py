@@ -50,7 +50,7 @@ def test_help_loads_nothing_that_only_a_verb_needs(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc reads its settings on Linux")
 @pytest.mark.parametrize("tunables", [None, "glibc.malloc.check=0"])
-def test_tuning_starts_with_huge_pages_unless_the_user_set_malloc(tmp_path, tunables):
+def test_tuning_sets_malloc_unless_the_user_did(tmp_path, tunables):
     (tmp_path / "typer.py").write_text("import os, sys\nprint(os.environ['GLIBC_TUNABLES'], *sys.argv[1:])\n"
                                        "sys.exit(3)\n")
     env = environment(tmp_path / "home")
@@ -60,4 +60,5 @@ def test_tuning_starts_with_huge_pages_unless_the_user_set_malloc(tmp_path, tuna
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
     done = subprocess.run([sys.executable, "-m", "openhearth", "tune", "sft", "a b"], env=env,
                           capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (3, f"{tunables or 'glibc.malloc.hugetlb=1'} tune sft a b\n")
+    ours = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=134217728"
+    assert (done.returncode, done.stdout) == (3, f"{tunables or ours} tune sft a b\n")

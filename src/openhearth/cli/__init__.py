@@ -15,9 +15,10 @@ from openhearth.errors import HearthError
 if TYPE_CHECKING:
     import typer
 
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Has glibc's malloc ask for huge pages, read once as a process starts. A training step takes and frees
-gigabytes; in pages of 4 KiB the system spends a fifth of the step on handing them out."""
+MALLOC = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold={128 << 20}"}
+"""Has glibc's malloc ask for huge pages and keep free blocks of up to 128 MiB; read once as a process starts.
+A training step takes and frees gigabytes: the system spends a fifth of the step on handing them out in pages
+of 4 KiB, and a twentieth on pages that it had a moment before."""
 VERBS = ("run", "serve", "keys", "usage", "conform", "pull", "list", "show", "rm", "tune", "runs", "eval",
          "bench", "doctor")
 
@@ -61,7 +62,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     line, and in full with HEARTH_DEBUG=1.
     """
     if args is None and sys.argv[1:2] == ["tune"]:
-        _restart_with_huge_pages()
+        _restart_with_malloc()
     code = _run(sys.argv[1:] if args is None else args)
     if args is None:
         _let_interrupts_kill()
@@ -94,10 +95,10 @@ def _run(args: list[str]) -> int:
     return 0
 
 
-def _restart_with_huge_pages() -> None:
-    """Begin this process anew with HUGE_PAGES, unless the environment says something about malloc already."""
-    if sys.platform == "linux" and sys.executable and not HUGE_PAGES.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | HUGE_PAGES)
+def _restart_with_malloc() -> None:
+    """Begin this process anew with MALLOC, unless the environment says something about it already."""
+    if sys.platform == "linux" and sys.executable and not MALLOC.keys() & os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | MALLOC)
 
 
 def _print_error(error: HearthError) -> int:

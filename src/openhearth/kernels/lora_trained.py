@@ -43,21 +43,27 @@ class _Adapted(torch.autograd.Function):
         hidden_TR = linear(x_TI, pair.packed_a)
         out_TO = linear(x_TI, base, out_dtype=out_dtype)
         delta_TO = linear(hidden_TR, pair.packed_b, out_dtype=torch.float32)
-        select.native().add_scaled(select.isa_number(None), out_TO.data_ptr(), delta_TO.data_ptr(),
-                                   *out_TO.shape, pair.scale, out_TO.dtype == torch.bfloat16)
+        _add(out_TO, delta_TO, pair.scale)
         ctx.save_for_backward(x_TI, hidden_TR, a_RI, b_OR)
-        ctx.base, ctx.scale = base, pair.scale
+        ctx.base, ctx.packed_a, ctx.scale = base, pair.packed_a, pair.scale
         return out_TO
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_TO):
-        x_TI, hidden_TR, a_RI, b_OR = ctx.saved_tensors
+        x_TI, hidden_TR, _, b_OR = ctx.saved_tensors
         grad_TO = grad_TO.to(x_TI.dtype)
         inner_TR = (grad_TO @ b_OR).mul_(ctx.scale)
         grad_a_RI = inner_TR.t() @ x_TI if ctx.needs_input_grad[1] else None
         grad_b_OR = (grad_TO.t() @ hidden_TR).mul_(ctx.scale) if ctx.needs_input_grad[2] else None
         grad_x_TI = None
         if ctx.needs_input_grad[0]:
-            grad_x_TI = torch.addmm(grad_TO @ ctx.base.unpack(), inner_TR, a_RI)
+            grad_x_TI = linear(grad_TO, ctx.base.transposed())
+            _add(grad_x_TI, linear(inner_TR, ctx.packed_a.transposed(), out_dtype=torch.float32), 1.0)
         return grad_x_TI, grad_a_RI, grad_b_OR, None, None, None
+
+
+def _add(out_TN: Tensor, delta_TN: Tensor, scale: float) -> None:
+    """Add scale * delta, float32, in place."""
+    select.native().add_scaled(select.isa_number(None), out_TN.data_ptr(), delta_TN.data_ptr(), *out_TN.shape,
+                               scale, out_TN.dtype == torch.bfloat16)

@@ -63,19 +63,19 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TK, weight_NK, bias_N, packed, out_dtype, isa):
         ctx.save_for_backward(x_TK if weight_NK is not None else None, weight_NK)
-        ctx.packed, ctx.x_dtype = packed, x_TK.dtype
+        ctx.packed, ctx.x_dtype, ctx.isa = packed, x_TK.dtype, isa
         ctx.bias_dtype = None if bias_N is None else bias_N.dtype
         return _forward(x_TK.detach(), packed, out_dtype, isa)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_TN):
-        x_TK, weight_NK = ctx.saved_tensors
+        x_TK, _ = ctx.saved_tensors  # the weight is asked for so that autograd sees a change of it
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_low_TN = grad_TN.to(ctx.x_dtype)
         grad_x_TK = grad_weight_NK = grad_bias_N = None
         if needs_x:
-            grad_x_TK = grad_low_TN @ (ctx.packed.unpack(ctx.x_dtype) if weight_NK is None else weight_NK)
+            grad_x_TK = linear(grad_low_TN, ctx.packed.transposed(), isa=ctx.isa)
         if needs_weight:
             grad_weight_NK = grad_low_TN.t() @ x_TK
         if needs_bias:

@@ -172,6 +172,23 @@ class PackedWeight:
         """
         return self._rows(None, self.num_outputs, dtype)
 
+    def transposed(self) -> PackedWeight:
+        """Return the weight [K, N] that `unpack` would give, packed, without the bias: a copy of its own.
+
+        It is meant to be dropped soon, and comes from the heap.
+        """
+        out = PackedWeight.__new__(PackedWeight)
+        out.native, out.dtype = self.native, self.dtype
+        out.format = "F32" if self.format == "F32" else "BF16"
+        out.format_number = FORMATS[out.format]
+        out.num_outputs, out.num_inputs = self.num_inputs, self.num_outputs
+        out.packed = torch.empty(self.native.packed_bytes(out.num_outputs, out.num_inputs, out.format_number),
+                                 dtype=torch.uint8)
+        self.native.transpose_packed(self.packed.data_ptr(), self.num_outputs, self.num_inputs,
+                                     self.format_number, out.packed.data_ptr())
+        out.bias_P, out.versions = None, (None,)
+        return out
+
     def gather_rows(self, row_ids_T: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return chosen rows [T, K] as `unpack` would. Raises: UsageError for ids that are no rows."""
         if not _are_within(row_ids_T, self.num_outputs):
