@@ -69,8 +69,9 @@ def _learning_table(rows: list[dict[str, Any]]) -> str:
         before, after = (f"{100 * score['accuracy']:.1f} ({100 * score['low']:.1f} to "
                          f"{100 * score['high']:.1f})" for score in (row["before"], row["after"]))
         gain = 100 * (row["after"]["accuracy"] - row["before"]["accuracy"])
-        lines.append([f"[{row['name']}](../recipes/{row['name']}.toml)", f"`{row['task']}`", before, after,
-                      f"{gain:+.1f}", f"{row['steps']}", f"{row['samples']:,}",
+        lines.append([f"[{row['name']}](../recipes/{row['name']}.toml)",
+                      f"{row['num_problems']:,} of `{row['task']}`", before, after, f"{gain:+.1f}",
+                      f"{row['steps']}", f"{row['samples']:,}",
                       f"{row['seconds'] / 60:.0f} min" + (f" ({row['note']})" if row["note"] else "")])
     return _table(["recipe", "problems held out", "before, %", "after, %", "points", "steps",
                    "completions", "time"], lines)

@@ -191,8 +191,9 @@ def test_the_numbers_of_sampler_and_trainer_are_written_between_their_marks(tmp_
 
 def test_what_recipes_teach_and_the_curve_beside_trl_have_their_sections(tmp_path):
     score = {"accuracy": 0.25, "low": 0.2, "high": 0.3}
-    row = {"name": "sums", "task": "chain_sum", "before": score, "after": {**score, "accuracy": 0.75},
-           "steps": 10, "samples": 1280, "seconds": 120.0, "note": "busy"}
+    row = {"name": "sums", "task": "chain_sum", "num_problems": 1112, "before": score,
+           "after": {**score, "accuracy": 0.75}, "steps": 10, "samples": 1280, "seconds": 120.0,
+           "note": "busy"}
     curve = {"losses": [2.0, 1.0], "before": 2.1, "after": 1.1}
     (tmp_path / "learning.json").write_text(json.dumps({"rows": [row]}), encoding="utf-8")
     (tmp_path / "sft_curve.json").write_text(json.dumps({
@@ -204,7 +205,8 @@ def test_what_recipes_teach_and_the_curve_beside_trl_have_their_sections(tmp_pat
     folders = ["--results", tmp_path, "--docs", tmp_path / "docs"]
     assert report(*folders).returncode == 0 and report("--check", *folders).returncode == 0
     text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
-    assert "| 25.0 (20.0 to 30.0) | 75.0 (20.0 to 30.0) | +50.0 | 10 | 1,280 | 2 min (busy) |" in text
+    assert ("| 1,112 of `chain_sum` | 25.0 (20.0 to 30.0) | 75.0 (20.0 to 30.0) | +50.0 | 10 | 1,280 "
+            "| 2 min (busy) |") in text
     assert "| openhearth | 2.1000 | 1.1000 |" in text and "two seeds are 0.2000 apart" in text
     chart = (tmp_path / "docs" / "results-sft.svg").read_text(encoding="utf-8")
     assert chart.count("<polyline") == 2 and ">TRL, seed 0</text>" in chart
