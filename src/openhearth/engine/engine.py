@@ -25,7 +25,6 @@ from openhearth.engine.records import (
     FinishReason,
     Request,
     RequestTimings,
-    Sampling,
     TokenEvent,
 )
 from openhearth.engine.scheduler import Chunk, Scheduler
@@ -202,21 +201,6 @@ class Engine:
             hidden_TD = self._forward_alone(prompt, adapter)
             targets_T = torch.tensor(prompt[1:], device=self.device)
             return token_logprobs(hidden_TD[:-1], self.model.logits, targets_T).tolist()
-
-    def rank(self, prompt_token_ids: Sequence[int], num_logprobs: int,
-             adapter: str | None = None) -> list[tuple[tuple[int, float], ...]]:
-        """Return, for every token but the first, what was likeliest in its place, as `score` sees it.
-
-        (token id, logprob) pairs, best first. Raises: as `score`.
-        """
-        prompt = tuple(prompt_token_ids)
-        row = Row(Sampling(temperature=0.0, num_logprobs=num_logprobs))
-        ranked = []
-        with torch.inference_mode():
-            for hidden_RD in self._forward_alone(prompt, adapter)[:-1].split(_ROWS_AT_ONCE):
-                draws = draw(self.model.logits(hidden_RD), [row] * len(hidden_RD))
-                ranked += [drawn.top_logprobs for drawn in draws]
-        return ranked
 
     def timings(self, request_id: int) -> RequestTimings:
         """Return where a request's time went so far; kept for the last thousand requests.

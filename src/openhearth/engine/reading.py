@@ -11,26 +11,22 @@ Does not: draw tokens, or know what the numbers are for.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from openhearth.engine.records import Sampling
 from openhearth.errors import HearthError
 from openhearth.kernels.logprob import token_logprobs
+from openhearth.kernels.sampling import Row, draw
 
 _ONE = float(2**28)
 """Fixed point of the sums: steps of 4e-9, far below the rounding of float32 hidden states of size 1."""
 
+_ROWS_AT_ONCE = 64
+
 _LARGEST = 2.0**14
 """Largest hidden state that is taken: 2**20 of them still add up in 63 bits."""
-
-
-class Reader(Protocol):
-    """Takes the hidden states of a prompt, in order, each position once."""
-
-    def read(self, start: int, hidden_TD: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
-        """Take those of positions start on. logits: the model's. Raises: HearthError; it ends the request."""
 
 
 class MeanPool:
@@ -62,14 +58,18 @@ class PromptScores:
     """Log-probabilities, at temperature 1, of a prompt's tokens from position `first` on, given those before.
 
     Bit for bit those of `Engine.score` where a row's arithmetic does not depend on its pack (the native
-    kernels). logprobs grows while the prompt is read. Example: ``PromptScores((1, 2, 3), first=1)``.
+    kernels). num_top: how many of the likeliest tokens are wanted in each place; top has them as (token id,
+    logprob) pairs, best first. Both lists grow while the prompt is read.
+    Example: ``PromptScores((1, 2, 3), first=1)``.
     """
 
-    def __init__(self, prompt_token_ids: Sequence[int], *, first: int = 1) -> None:
+    def __init__(self, prompt_token_ids: Sequence[int], *, first: int = 1, num_top: int = 0) -> None:
         assert first >= 1
         self.logprobs: list[float] = []
+        self.top: list[tuple[tuple[int, float], ...]] = []
         self._targets_T = torch.tensor(prompt_token_ids)
         self._first = first
+        self._row = Row(Sampling(temperature=0.0, num_logprobs=num_top)) if num_top else None
 
     def read(self, start: int, hidden_TD: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
         """Score the tokens that follow these rows."""
@@ -78,3 +78,6 @@ class PromptScores:
         if len(targets_T):
             rows_TD = hidden_TD[skipped:skipped + len(targets_T)]
             self.logprobs += token_logprobs(rows_TD, logits, targets_T).tolist()
+            for part_TD in rows_TD.split(_ROWS_AT_ONCE) if self._row else ():
+                draws = draw(logits(part_TD), [self._row] * len(part_TD))
+                self.top += [drawn.top_logprobs for drawn in draws]

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-from openhearth.engine.reading import Reader
 from openhearth.errors import HearthError, UsageError
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
@@ -23,6 +22,13 @@ error: this request could not go on (its token mask failed, its logits are not n
 
 TokenMask = Callable[[Sequence[int]], Tensor | None]
 """Completion token ids so far -> bool [V] of allowed tokens, or None for all. Called before each draw."""
+
+
+class Reader(Protocol):
+    """Takes the hidden states of a prompt, in order, each position once."""
+
+    def read(self, start: int, hidden_TD: Tensor, logits: Callable[[Tensor], Tensor]) -> None:
+        """Take those of positions start on. logits: the model's. Raises: HearthError; it ends the request."""
 
 
 MIN_TEMPERATURE = 1e-6

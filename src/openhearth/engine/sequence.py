@@ -5,8 +5,7 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass, field
 
-from openhearth.engine.reading import Reader
-from openhearth.engine.records import Sampling, TokenMask
+from openhearth.engine.records import Reader, Sampling, TokenMask
 from openhearth.kernels.sampling import TokenCounts
 
 

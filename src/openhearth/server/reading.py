@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 
 from openhearth.engine import Request
-from openhearth.engine.reading import MeanPool, PromptScores, Reader
+from openhearth.engine.reading import MeanPool, PromptScores
+from openhearth.engine.records import Reader
 from openhearth.server.exchange import Call
 
 _AT_ONCE = 16
@@ -29,7 +30,9 @@ async def embed(call: Call, prompts: Sequence[TokenIds], adapter: str | None,
     UsageError.
     """
     pools = [MeanPool() for _ in prompts]
+    call.count_prompt(adapter, sum(map(len, prompts)))
     await _read_all(call, prompts, pools, adapter)
+    call.note(prompt_tokens=sum(map(len, prompts)), completion_tokens=0)
     return [_unit(pool.mean()[:dimensions]) for pool in pools]
 
 
@@ -42,14 +45,26 @@ async def score(call: Call, texts: Sequence[tuple[TokenIds, TokenIds]],
     prompts = [(*beginning, *continuation) for beginning, continuation in texts]
     scores = [PromptScores(prompt, first=len(beginning))
               for prompt, (beginning, _) in zip(prompts, texts, strict=True)]
+    call.count_prompt(adapter, sum(map(len, prompts)))
     await _read_all(call, prompts, scores, adapter)
+    call.note(prompt_tokens=sum(map(len, prompts)), completion_tokens=0)
     return [one.logprobs for one in scores]
+
+
+async def score_whole(call: Call, prompts: Sequence[TokenIds], adapter: str | None,
+                      num_top: int) -> list[PromptScores]:
+    """Return the scores of all tokens of each prompt but its first. Usage is counted by the caller.
+
+    Raises: as `embed`.
+    """
+    scores = [PromptScores(prompt, num_top=num_top) for prompt in prompts]
+    await _read_all(call, prompts, scores, adapter)
+    return scores
 
 
 async def _read_all(call: Call, prompts: Sequence[TokenIds], readers: Sequence[Reader],
                     adapter: str | None) -> None:
     thread = call.served.thread
-    call.count_prompt(adapter, sum(map(len, prompts)))
     waiting = iter(zip(prompts, readers, strict=True))
 
     async def work() -> None:
@@ -69,7 +84,6 @@ async def _read_all(call: Call, prompts: Sequence[TokenIds], readers: Sequence[R
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    call.note(prompt_tokens=sum(map(len, prompts)), completion_tokens=0)
 
 
 def _unit(numbers: Sequence[float]) -> list[float]:

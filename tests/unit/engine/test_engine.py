@@ -377,17 +377,6 @@ def test_completions_say_which_weights_they_came_from():
     assert dataclasses.asdict(found)["finish_reason"] == "length"
 
 
-def test_what_was_likeliest_in_each_place_agrees_with_the_scores():
-    engine = engine_of()
-    prompt = tuple(range(3, 63))
-    scores, ranked = engine.score(prompt), engine.rank(prompt, V)
-    assert len(ranked) == len(scores) == len(prompt) - 1
-    for token_id, score, pairs in zip(prompt[1:], scores, ranked, strict=True):
-        assert dict(pairs)[token_id] == pytest.approx(score, abs=1e-5)
-        assert [logprob for _, logprob in pairs] == sorted((logprob for _, logprob in pairs), reverse=True)
-    assert [pairs[:2] for pairs in ranked] == engine.rank(prompt, 2)
-
-
 def test_cached_prefixes_are_shared_within_a_salt_only():
     engine = engine_of()
     cached = []

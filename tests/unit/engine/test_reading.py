@@ -85,6 +85,19 @@ def test_a_continuation_is_scored_without_its_beginning():
     assert part.logprobs == pytest.approx(whole.logprobs[29:], abs=1e-5) and len(part.logprobs) == 10
 
 
+def test_what_was_likeliest_in_each_place_agrees_with_the_scores():
+    engine = engine_of(Decoder(tiny_spec(max_position=48)), max_batch_tokens=7)
+    prompt = PROMPTS[3]
+    every, two = PromptScores(prompt, num_top=V), PromptScores(prompt, num_top=2)
+    engine.generate([Request(prompt, reader=every), Request(prompt, reader=two)])
+    assert len(every.top) == len(every.logprobs) == len(prompt) - 1
+    for token_id, score, pairs in zip(prompt[1:], every.logprobs, every.top, strict=True):
+        assert dict(pairs)[token_id] == pytest.approx(score, abs=1e-5)
+        assert [logprob for _, logprob in pairs] == sorted((logprob for _, logprob in pairs), reverse=True)
+    for most, few in zip(every.top, two.top, strict=True):
+        assert [token_id for token_id, _ in few] == [token_id for token_id, _ in most[:2]]
+
+
 def test_a_reader_that_cannot_go_on_ends_its_request_alone():
     model = Decoder(tiny_spec(max_position=48))
 

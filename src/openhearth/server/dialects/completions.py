@@ -1,7 +1,7 @@
 """Text completions of OpenAI's dialect: plain prompts, token ids, and the log-probabilities of a prompt.
 
 What evaluation harnesses use: `echo` with `logprobs` scores the prompt as the model reads it, each token
-given those before it at temperature 1, in one forward between two steps of the engine.
+given those before it at temperature 1, in steps that others share.
 
 Does not: draw more answers than it returns (`best_of`), or fill in a middle (`suffix`).
 """
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from openhearth.chat import TextStream
-from openhearth.engine import Engine
 from openhearth.server.dialects.openai_fields import (
     COMMON_FIELDS,
     MAX_LOGPROBS,
@@ -30,6 +29,7 @@ from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Stream
 from openhearth.server.fields import Field, flag, read_fields, refused, require, texts_or_ids, whole
 from openhearth.server.generation import Generation
+from openhearth.server.reading import score_whole
 from openhearth.server.served import Limits
 
 DEFAULT_MAX_TOKENS = 16
@@ -118,7 +118,7 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
         prompt, adapter=adapter, settings=settings, max_tokens=max_tokens, n=values.get("n", 1),
         seed=values.get("seed"), stops=values.get("stop", ()),
         cache_salt=call.cache_salt)) for prompt in prompts] if max_tokens else []
-    echoed = [await _echo(call, prompt, num_logprobs, adapter) for prompt in prompts] if does_echo else []
+    echoed = await _echo(call, prompts, num_logprobs, adapter) if does_echo else []
     texts = [prompt if isinstance(prompt, str) else served.model.tokenizer.decode(prompt)
              for prompt in values["prompt"]] if does_echo else []
     answer = _Answer(call, values, prompts, generations, echoed, texts)
@@ -127,18 +127,18 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
     return await answer.whole()
 
 
-async def _echo(call: Call, prompt: tuple[int, ...], num_logprobs: int | None, adapter: str | None) -> _Shown:
-    """Score a prompt, where that is asked for."""
-    nothing = [None] * len(prompt)
-    if num_logprobs is None or len(prompt) < 2:
-        return _Shown(prompt, nothing, nothing)
-
-    def score(engine: Engine) -> tuple[list[float], list[Pairs]]:
-        top = engine.rank(prompt, num_logprobs, adapter) if num_logprobs else [()] * (len(prompt) - 1)
-        return engine.score(prompt, adapter), top
-
-    logprobs, top = await call.served.thread.run(score)
-    return _Shown(prompt, [None, *logprobs], [None, *top])
+async def _echo(call: Call, prompts: Sequence[tuple[int, ...]], num_logprobs: int | None,
+                adapter: str | None) -> list[_Shown]:
+    """Score prompts, where that is asked for."""
+    shown = [_Shown(prompt, nothing := [None] * len(prompt), nothing) for prompt in prompts]
+    if num_logprobs is None:
+        return shown
+    places = [place for place, prompt in enumerate(prompts) if len(prompt) > 1]
+    scores = await score_whole(call, [prompts[place] for place in places], adapter, num_logprobs)
+    for place, one in zip(places, scores, strict=True):
+        top = one.top or [()] * len(one.logprobs)
+        shown[place] = _Shown(prompts[place], [None, *one.logprobs], [None, *top])
+    return shown
 
 
 class _Answer:
