@@ -54,7 +54,7 @@ void compare(const char* what, const Drawn& found, std::vector<double> x, const 
 // Compares a gradient with that of other kernels: each number, and all together.
 void near(const char* what, const Drawn& found, const Drawn& wanted) {
     double errors = 0, squares = 0, largest = 0;
-    for (std::int64_t i = 0; i < wanted.count; ++i) largest = std::max(largest, std::fabs(wanted.get(i)));
+    for (std::int64_t i = 0; i < wanted.count; ++i) largest = std::max(largest, std::fabs(double(wanted.get(i))));
     for (std::int64_t i = 0; i < wanted.count; ++i) {
         const double error = found.get(i) - wanted.get(i);
         errors += error * error, squares += wanted.get(i) * wanted.get(i);
