@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from install import DEFAULT_HOME, python_of, read_installed
+from processes import preloaded
 from results import write_results
 from training_work import ALPHA, RANK
 
@@ -73,7 +74,7 @@ def train_theirs(options: argparse.Namespace, folder: Path, asked: dict[str, Any
     question.write_text(json.dumps(asked | {"seed": seed}), encoding="utf-8")
     subprocess.run([python_of(options.home, "trl"), Path(__file__).with_name("trl_learning.py"),
                     options.home / "models" / "hf-bf16", question, answer], check=True,
-                   env=os.environ | {"HF_HUB_OFFLINE": "1"})
+                   env=os.environ | {"HF_HUB_OFFLINE": "1"} | preloaded())
     return json.loads(answer.read_text(encoding="utf-8"))
 
 

@@ -39,8 +39,8 @@ class Worker:
     def __init__(self, engine: str, python: Path, model: Path, settings: dict[str, Any], logs: Path) -> None:
         self.engine, self.log = engine, logs / f"{engine}-{model.stem}.log"
         environment = dict(os.environ)
-        if engine in PRELOADED and (library := _tcmalloc()):
-            environment["LD_PRELOAD"] = library
+        if engine in PRELOADED:
+            environment |= preloaded()
         if engine == "openhearth-tune":
             environment |= MALLOC  # as the command does
         # Its own bin folder first: some peers start a compiler driver or a tool by name.
@@ -84,5 +84,7 @@ class Worker:
         return json.loads(line)
 
 
-def _tcmalloc() -> str | None:
-    return ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+def preloaded() -> dict[str, str]:
+    """Return the environment in which a program starts with tcmalloc, empty where there is none."""
+    library = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+    return {"LD_PRELOAD": library} if library else {}
