@@ -194,7 +194,8 @@ def compare(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                          "ratios": [round(ratio, 3) for ratio in pairs.ratios],
                          "foreign": [round(share, 3) for share in pairs.foreign],
                          **{one.name: _joined(one.seen) for one in asked}})
-    return {"peer": options.peer, "rows": rows}, failures[:1]
+    command = " ".join(Path(word).name if "/" in word else word for word in shlex.split(options.peer))
+    return {"command": command, "seconds": options.seconds, "rows": rows}, failures[:1]
 
 
 def _joined(seen: list[Seen]) -> dict[str, Any]:

@@ -210,3 +210,17 @@ def test_what_recipes_teach_and_the_curve_beside_trl_have_their_sections(tmp_pat
     assert "| openhearth | 2.1000 | 1.1000 |" in text and "two seeds are 0.2000 apart" in text
     chart = (tmp_path / "docs" / "results-sft.svg").read_text(encoding="utf-8")
     assert chart.count("<polyline") == 2 and ">TRL, seed 0</text>" in chart
+
+
+def test_clients_of_two_servers_have_their_table(tmp_path):
+    server = {"tokens_per_s": 400.0, "first_token_s": {"p50": 0.25, "p99": 1.5}, "failures": 0}
+    (tmp_path / "serve.json").write_text(json.dumps({
+        "model": "m", "cores": 2, "words": [4, 300], "tokens": [16, 128], "command": "other -m file",
+        "seconds": 20.0, "rows": [{"clients": 8, "ratio": 2.0, "ratios": [1.9, 2.0, 2.2],
+                                   "openhearth": server, "other": {**server, "tokens_per_s": 200.0}}]}),
+        encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    assert report("--results", tmp_path, "--docs", tmp_path / "docs").returncode == 0
+    text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "beside other" in text and "`other -m file`" in text and "3 rounds of 20 s" in text
+    assert "| 8 | 400 | 0.25 / 1.50 | 200 | 0.25 / 1.50 | **2.00x** (1.90 to 2.20) |" in text
