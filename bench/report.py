@@ -352,7 +352,7 @@ CLIENTS_HEAD = """\
 with prompts of {words[0]} to {words[1]} words and answers of {tokens[0]} to {tokens[1]} tokens, from so many
 clients at a time, {rounds} rounds of {seconds:.0f} s each in turns; clients and both servers share the cores.
 Tokens are those that clients received, the ratio the median of the paired rounds (lowest to highest). The
-other server: `{command}`.
+other server: `{command}`; its settings were not searched.
 """
 FORMATS_HEAD = """\
 ## What a weight format costs
