@@ -56,6 +56,13 @@ class Running:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.01)
 
+    def wait_line(self, since=0, timeout_s=20.0, **wanted):
+        """Wait until a line of the access log from `since` on has these values."""
+        deadline = time.monotonic() + timeout_s
+        while not any(wanted.items() <= line.items() for line in self.log[since:]):
+            assert time.monotonic() < deadline, self.log[since:]
+            time.sleep(0.01)
+
 
 def config_of(home, **env):
     """Return the settings of a machine with this home and nothing else, offline unless env says otherwise."""
