@@ -12,6 +12,7 @@ import anthropic
 import httpx
 import openai
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 from support.command import hearth
 from support.serve_process import Process
@@ -19,6 +20,8 @@ from support.serving import serving
 from support.tiny import build_llama
 
 from openhearth.accounts import KeyLimits, KeyStore, UsageStore
+from openhearth.models.adapter_files import write_adapter
+from openhearth.models.lora import AdapterWeights
 from openhearth.server.accounting import BEAT_S
 
 CHAT = "/v1/chat/completions"
@@ -156,6 +159,27 @@ def test_what_is_written_is_what_answers_say(keyed):
     cached = sum(one.prompt_tokens_details.cached_tokens for one in usages)
     assert found["tiny"].cached_tokens == cached > 0
     assert (found[""].requests, found[""].errors) == (1, 1)
+
+
+def test_use_of_an_adapter_is_under_its_name_whatever_was_asked(tmp_path):
+    build_llama(tmp_path / "tiny")
+    (tmp_path / "polite").mkdir()
+    pair = AdapterWeights({"model.layers.0.self_attn.q_proj": (torch.ones(4, 64), torch.ones(64, 4))}, 1.0)
+    write_adapter(tmp_path / "polite", pair, rank=4, alpha=4, is_rank_stabilised=False, base_model="tiny",
+                  base_weights_sha256="")
+    keys, usage = KeyStore(tmp_path / "home").keys(), UsageStore(tmp_path / "home")
+    with serving(tmp_path / "tiny", tmp_path / "home", keys=keys, usage=usage,
+                 adapters={"polite": tmp_path / "polite"}) as server:
+        asks = Keyed(server, tmp_path / "home")
+        secret = asks.create("alice")
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0) as client:
+            spent = [client.embeddings.create(model="polite", input="some words").usage,
+                     client.completions.create(model="polite", prompt="some words", max_tokens=0, echo=True,
+                                               logprobs=1).usage,
+                     client.chat.completions.create(**body(model="polite")).usage]
+        found = asks.used("alice", 3)
+    assert found.keys() == {"polite"}
+    assert found["polite"].prompt_tokens == sum(one.prompt_tokens for one in spent)
 
 
 def test_metrics_and_the_use_of_others_are_for_admins(keyed):

@@ -224,11 +224,13 @@ class Engine:
         if not self._learning.is_current:
             raise UsageError("the model's weights changed since the engine packed them",
                              hint="engine.renew(version) after every optimizer step")
-        if len(prompt) >= self.context_length:
+        num_new = 1 if request.reader is None else 0
+        if len(prompt) + num_new > self.context_length:
             raise PromptTooLong(
                 f"the prompt has {len(prompt)} tokens, the context {self.context_length}",
-                why=f"prompt and at least one new token must fit; the model was made for "
-                    f"{self.model.spec.max_position} tokens, the cache holds {self.cache_tokens}",
+                why=f"{'prompt and at least one new token' if num_new else 'the prompt'} must fit; the "
+                    f"model was made for {self.model.spec.max_position} tokens, the cache holds "
+                    f"{self.cache_tokens}",
                 hint="a shorter prompt, or a longer --context where model and memory allow it")
         self._check_tokens(prompt)
         if request.adapter is not None:

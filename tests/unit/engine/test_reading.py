@@ -9,7 +9,7 @@ from support.decoder import Decoder, tiny_spec
 from openhearth.engine import Engine, EngineSettings, Request, Sampling
 from openhearth.engine.memory import page_bytes
 from openhearth.engine.reading import MeanPool, PromptScores
-from openhearth.errors import HearthError, UsageError
+from openhearth.errors import HearthError, PromptTooLong, UsageError
 from openhearth.formats import open_checkpoint
 from openhearth.kernels import select
 from openhearth.kernels.attention.inputs import AttnInput
@@ -96,6 +96,17 @@ def test_what_was_likeliest_in_each_place_agrees_with_the_scores():
         assert [logprob for _, logprob in pairs] == sorted((logprob for _, logprob in pairs), reverse=True)
     for most, few in zip(every.top, two.top, strict=True):
         assert [token_id for token_id, _ in few] == [token_id for token_id, _ in most[:2]]
+
+
+def test_a_prompt_that_is_only_read_may_fill_the_context():
+    engine = engine_of(Decoder(tiny_spec(max_position=48)), max_batch_tokens=7)
+    whole = tuple(random.Random(9).randrange(V) for _ in range(48))
+    _, [scores] = read(engine, [whole])
+    assert scores == pytest.approx(engine.score(whole), abs=1e-5) and len(scores) == 47
+    with pytest.raises(PromptTooLong, match="49 tokens, the context 48"):
+        engine.submit(Request((*whole, 1), reader=MeanPool()))
+    with pytest.raises(PromptTooLong, match="48 tokens, the context 48"):
+        engine.submit(Request(whole, Sampling(max_tokens=1)))
 
 
 def test_a_reader_that_cannot_go_on_ends_its_request_alone():
