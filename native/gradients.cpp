@@ -84,7 +84,7 @@ void attention_grad(Isa isa, const AttentionGradCall& call) {
     for (const std::vector<std::int64_t>& family : members) {
         if (family.empty()) continue;
         std::int64_t num_rows = 0;
-        for (const std::int64_t s : family) num_rows += (rows_of(s) + kGradRows - 1) / kGradRows * kGradRows;
+        for (const std::int64_t s : family) num_rows += padded_rows(rows_of(s));
         if (num_rows == 0) continue;
         for (std::int64_t head = 0; head < call.num_kv_heads; ++head) {
             tasks.push_back({{family.data(), std::int64_t(family.size()), head}, num_rows});

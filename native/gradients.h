@@ -64,6 +64,8 @@ constexpr std::int64_t kGradQueries = 64;         // at once
 
 constexpr std::int64_t kGradRows = 32;            // what the rows of each member are padded to
 
+static inline std::int64_t padded_rows(std::int64_t count) { return (count + kGradRows - 1) / kGradRows * kGradRows; }
+
 // float32 numbers of scratch memory for a family of num_rows padded rows; 64-byte aligned.
 static inline std::int64_t attention_grad_scratch(std::int64_t head_dim, std::int64_t num_rows) {
     const std::int64_t width = (head_dim + 31) / 32 * 32, length = num_rows + 64;

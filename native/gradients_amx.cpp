@@ -14,8 +14,6 @@ using Half = std::uint16_t;  // bf16
 
 constexpr std::int64_t kStep = kGradRows;  // two tiles of rows or columns, or the depth of one
 
-inline std::int64_t whole_steps(std::int64_t count) { return (count + kStep - 1) / kStep * kStep; }
-
 // c[rows, columns] = (is_sum: c +) a b, all multiples of kStep. b: pairs of its rows side by side, pair by pair.
 template <bool is_sum>
 inline void multiply_tiles(float* c, std::int64_t c_stride, const Half* a, std::int64_t a_stride, const Half* b,
@@ -68,7 +66,7 @@ struct Room {
     Half *s_rows, *s_pairs, *p_pairs;                   // [N, L], [N / 2, L, 2] twice
     Half *q, *grad, *q_turned, *grad_turned;            // [N, E] twice, [E, N] twice
 
-    Room(std::int64_t head_dim, std::int64_t num_rows, float* at) : width(whole_steps(head_dim)), length(num_rows + kSkew) {
+    Room(std::int64_t head_dim, std::int64_t num_rows, float* at) : width(padded_rows(head_dim)), length(num_rows + kSkew) {
         const auto floats = [&at](std::int64_t count) {
             float* const here = at;
             at += count;
@@ -111,7 +109,7 @@ void attention_grad_family_amx(const AttentionGradCall& call, const AttentionFam
     const std::int64_t head_dim = call.head_dim, kv_width = call.num_kv_heads * head_dim, q_width = call.num_heads * head_dim;
     const auto rows_of = [&](std::int64_t i) { return starts[family.members[i] + 1] - starts[family.members[i]]; };
     std::int64_t num_rows = 0;
-    for (std::int64_t i = 0; i < family.num_members; ++i) num_rows += whole_steps(rows_of(i));
+    for (std::int64_t i = 0; i < family.num_members; ++i) num_rows += padded_rows(rows_of(i));
     const Room room(head_dim, num_rows, scratch);
     const std::int64_t width = room.width, length = room.length, kv_at = family.kv_head * head_dim;
     for (Half* matrix : {room.k_turned, room.v_turned, room.k_pairs}) __builtin_memset(matrix, 0, std::size_t(length * width) * 2);
@@ -120,7 +118,7 @@ void attention_grad_family_amx(const AttentionGradCall& call, const AttentionFam
         std::int64_t own = 0;
         for (std::int64_t i = 0; i < family.num_members; ++i) {
             for (std::int64_t j = 0; j < rows_of(i); ++j) body(starts[family.members[i]] + j, own + j);
-            own += whole_steps(rows_of(i));
+            own += padded_rows(rows_of(i));
         }
     };
     for_each_row([&](std::int64_t row, std::int64_t inside) {
@@ -137,10 +135,10 @@ void attention_grad_family_amx(const AttentionGradCall& call, const AttentionFam
     std::int64_t own = 0;  // where the member's rows begin
     for (std::int64_t i = 0; i < family.num_members; ++i) {
         const std::int64_t first = starts[family.members[i]], count = rows_of(i);
-        const std::int64_t seen_before = i == 0 ? 0 : parent_rows, shared = whole_steps(seen_before);
+        const std::int64_t seen_before = i == 0 ? 0 : parent_rows, shared = padded_rows(seen_before);
         for (std::int64_t start = 0; start < count; start += kGradQueries) {
-            const std::int64_t here = start + kGradQueries < count ? kGradQueries : count - start, queries = whole_steps(here);
-            const std::int64_t seen = whole_steps(start + here), columns = shared + seen;
+            const std::int64_t here = start + kGradQueries < count ? kGradQueries : count - start, queries = padded_rows(here);
+            const std::int64_t seen = padded_rows(start + here), columns = shared + seen;
             for (std::int64_t head = family.kv_head * group; head < (family.kv_head + 1) * group; ++head) {
                 for (Half* matrix : {room.q, room.grad, room.q_turned, room.grad_turned}) {
                     __builtin_memset(matrix, 0, std::size_t(kGradQueries * width) * 2);
@@ -192,7 +190,7 @@ void attention_grad_family_amx(const AttentionGradCall& call, const AttentionFam
                 }
             }
         }
-        own += whole_steps(count);
+        own += padded_rows(count);
     }
     for_each_row([&](std::int64_t row, std::int64_t inside) {
         float numbers[kMaxHeadDim];
