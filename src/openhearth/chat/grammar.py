@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from openhearth.chat.tokenizer import Tokenizer, well_formed
@@ -166,22 +167,34 @@ def check_depth(kind: str, value: Any) -> None:
 class Grammar:
     """A compiled grammar; any number of answers may follow it at once.
 
+    They share its automaton, whose states are counted: once it is full, a new one takes its place.
     Example: ``follower = grammar.follow(); follower.allowed(())[0] & 1`` is whether token 0 may come first.
     """
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, build: Callable[[], LLMatcher]) -> None:
+        self._build = build
+        self._matcher = build()
 
     def follow(self) -> Follower:
         """Return the state of one answer that begins."""
-        return Follower(self._matcher.deep_copy())
+        return Follower(self)
+
+    def matcher(self) -> LLMatcher:
+        """Return a matcher of nothing yet, over the automaton of the others."""
+        return self._matcher.deep_copy()
+
+    def renewed(self) -> LLMatcher:
+        """Return a matcher of nothing yet, over an automaton without states that later ones share."""
+        self._matcher = self._build()
+        return self.matcher()
 
 
 class Follower:
     """How far one answer has come in its grammar."""
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    def __init__(self, grammar: Grammar) -> None:
+        self._grammar = grammar
+        self._matcher = grammar.matcher()
         self._num_taken = 0
 
     def allowed(self, token_ids: Sequence[int]) -> bytes:
@@ -190,12 +203,21 @@ class Follower:
         token_ids: the whole answer so far, which goes on from that of the last call. Raises: UsageError when
         it left the grammar, or the grammar takes too long.
         """
-        self._matcher.consume_tokens(list(token_ids[self._num_taken:]))
-        self._num_taken = len(token_ids)
-        bits = b"" if self._matcher.is_error() else self._matcher.compute_bitmask()
-        if self._matcher.is_error():
+        bits = _mask(self._matcher, token_ids[self._num_taken:])
+        if bits is None:  # perhaps other answers filled the automaton
+            self._matcher = self._grammar.renewed()
+            bits = _mask(self._matcher, token_ids)
+        if bits is None:
             raise UsageError("the grammar cannot be followed any further", why=_reason(self._matcher))
+        self._num_taken = len(token_ids)
         return bits
+
+
+def _mask(matcher: LLMatcher, token_ids: Sequence[int]) -> bytes | None:
+    """Return what may follow some more tokens; None if the matcher gives up."""
+    matcher.consume_tokens(list(token_ids))
+    bits = b"" if matcher.is_error() else matcher.compute_bitmask()
+    return None if matcher.is_error() else bits
 
 
 class Grammars:
@@ -234,15 +256,13 @@ class Grammars:
         limits = llguidance.LLParserLimits(
             initial_lexer_fuel=1_000_000, step_lexer_fuel=100_000, step_max_items=20_000,
             max_lexer_states=20_000, max_grammar_size=100_000, verbose_errors=False)
-        matcher = llguidance.LLMatcher(self._vocabulary, json.dumps({"grammars": json.loads(text.grammars)}),
-                                       limits=limits, log_level=0)
-        if not matcher.is_error():
-            first = matcher.deep_copy()  # the first step finds what the compiler lets through
-            first.compute_bitmask()
-            if not first.is_error():
-                return Grammar(matcher)
-            matcher = first
-        raise UsageError("the grammar cannot be followed", why=_reason(matcher))
+        grammar = Grammar(partial(llguidance.LLMatcher, self._vocabulary,
+                                  json.dumps({"grammars": json.loads(text.grammars)}),
+                                  limits=limits, log_level=0))
+        first = grammar.matcher()
+        if _mask(first, ()) is None:  # the first step finds what the compiler lets through
+            raise UsageError("the grammar cannot be followed", why=_reason(first))
+        return grammar
 
 
 def _reason(matcher: LLMatcher) -> str:

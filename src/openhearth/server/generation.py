@@ -102,7 +102,8 @@ class Generation:
         while len(self.finish_reasons) < len(self._rows):
             if events.empty():
                 try:
-                    event = await asyncio.wait_for(events.get(), QUIET_S)
+                    async with asyncio.timeout(QUIET_S):  # wait_for of Python 3.11 may lose a cancellation
+                        event = await events.get()
                 except TimeoutError:
                     yield None
                     continue

@@ -193,3 +193,25 @@ def test_a_tokenizer_whose_tokens_have_no_bytes_is_refused():
                       Marks(stop_token_ids=frozenset({2})))
     with pytest.raises(Unsupported, match="no bytes of their own"):
         chat.Grammars(words).compile(chat.schema_grammar(PERSON))
+
+
+def test_an_automaton_that_other_answers_filled_is_renewed(tokenizer):
+    text = chat.schema_grammar({"type": "string", "minLength": 50_000})
+    grammar = chat.Grammars(tokenizer).compile(text)
+    for seed in range(8):  # 36,000 characters, each of them a state, where 20,000 have room
+        rng, token_ids = np.random.default_rng(seed), []
+        follower, alone = grammar.follow(), chat.Grammars(tokenizer).compile(text).follow()
+        for _ in range(500):
+            bits = follower.allowed(token_ids)
+            assert bits == alone.allowed(token_ids)
+            token_ids.append(int(rng.choice(np.nonzero(np.unpackbits(np.frombuffer(bits, np.uint8),
+                                                                     bitorder="little"))[0])))
+
+
+def test_an_answer_that_fills_an_automaton_alone_ends(tokenizer):
+    follower = chat.Grammars(tokenizer).compile(chat.schema_grammar({"type": "string",
+                                                                     "minLength": 50_000})).follow()
+    letter = tokenizer.encode("a")
+    with pytest.raises(UsageError, match="too many states"):
+        for count in range(30_000):
+            follower.allowed([tokenizer.encode('"')[-1], *letter * count])
