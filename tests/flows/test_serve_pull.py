@@ -51,6 +51,37 @@ def test_a_model_arrives_with_its_progress_and_is_whole(client, source, config, 
     assert client.pull("owner/tiny").status == "success", "again, without a stream"
 
 
+def test_what_was_pulled_is_served_at_once(client, running, source, weights):
+    source.add_repo("owner/fresh", {"fresh.gguf": weights})
+    with pytest.raises(ollama.ResponseError, match="owner/fresh"):
+        client.show("hf.co/owner/fresh")
+    client.pull("hf.co/owner/fresh:latest")
+    assert [one.model for one in client.list().models].count("owner/fresh") == 1
+    for name in ("owner/fresh", "hf.co/owner/fresh:latest"):
+        reply = client.chat(name, [{"role": "user", "content": "a"}], options={"num_predict": 3})
+        assert reply.eval_count == 3
+        assert client.show(name).modelinfo["general.architecture"] == "llama"
+    assert client.chat("tiny", [{"role": "user", "content": "a"}], options={"num_predict": 3}).eval_count == 3
+    client.pull("owner/fresh")
+    assert [one.model for one in client.list().models].count("owner/fresh") == 1
+
+
+def test_another_version_of_a_served_model_waits_for_the_next_start(client, source, weights):
+    source.add_repo("owner/moves", {"moves.gguf": weights})
+    client.pull("owner/moves")
+    source.add_repo("owner/moves", {"moves.gguf": weights[:-4] + bytes(4)})
+    with pytest.raises(ollama.ResponseError, match="started again"):
+        client.pull("owner/moves")
+    assert client.chat("owner/moves", [{"role": "user", "content": "a"}]).done
+
+
+def test_a_pulled_file_that_is_no_model_is_not_offered(client, source):
+    source.add_repo("owner/broken", {"broken.gguf": b"GGUF" + bytes(200)})
+    with pytest.raises(ollama.ResponseError):
+        client.pull("owner/broken")
+    assert "owner/broken" not in [one.model for one in client.list().models]
+
+
 def test_what_cannot_be_had_is_said(client, source, running):
     with pytest.raises(ollama.ResponseError) as caught:
         client.pull("owner/none")

@@ -77,8 +77,13 @@ def load_tiny(folder, home, **settings):
 
 def offer_tiny(folders, home, *, adapters=None, memory_bytes=1 << 30, **settings):
     """Offers of tiny models by name, planned together and not loaded. adapters: model -> name -> folder."""
-    stored = [hub.find(str(folder), config_of(home)) for folder in folders.values()]
-    plans = plan_models(stored, memory_bytes, dtype="float32", **settings)
+    stored = {name: hub.find(str(folder), config_of(home)) for name, folder in folders.items()}
+    return offer_stored(stored, home, adapters=adapters, memory_bytes=memory_bytes, **settings)
+
+
+def offer_stored(stored, home, *, adapters=None, memory_bytes=1 << 30, **settings):
+    """As `offer_tiny`, of models that are found. stored: by name."""
+    plans = plan_models(list(stored.values()), memory_bytes, dtype="float32", **settings)
 
     def loader(plan):
         return lambda: load_tiny(plan.stored, home, weights=plan.weights, cache_bytes=plan.cache_bytes,
@@ -86,7 +91,7 @@ def offer_tiny(folders, home, *, adapters=None, memory_bytes=1 << 30, **settings
 
     return [Offer(name, plan, loader(plan), adapters={
         one: read_adapter(Path(path)) for one, path in (adapters or {}).get(name, {}).items()})
-        for name, plan in zip(folders, plans, strict=True)]
+        for name, plan in zip(stored, plans, strict=True)]
 
 
 @contextmanager
@@ -94,7 +99,11 @@ def serving(folder, home, *, adapters=(), keys=None, usage=None, shares_cache=Fa
             responses=None, config=None, limits=Limits(), patience=Patience(), **settings):
     """Serve a folder as `tiny` until the block ends. adapters: name -> folder."""
     offers = offer_tiny({"tiny": folder}, home, adapters={"tiny": dict(adapters)}, **settings)
-    models = Models(offers, memory_bytes=1 << 30, limits=limits)
+
+    def plan(pulled):
+        return offer_stored({pulled.name.removeprefix("hub:"): pulled}, home, **settings)[0]
+
+    models = Models(offers, memory_bytes=1 << 30, limits=limits, plan=plan)
     with serving_models(models, tls=tls, patience=patience, keys=keys, usage=usage,
                         shares_cache=shares_cache, origins=origins, responses=responses,
                         config=config or config_of(home)) as running:

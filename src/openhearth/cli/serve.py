@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -78,14 +79,21 @@ def command(
     stored = [fetch_model(one, config, lambda: None) for one in model or [None]]
     names = _names(stored, name or [])
     memory_bytes = server.usable_memory() if memory is None else round(memory * 2**30)
-    plans = dict(zip(names, server.plan_models(stored, memory_bytes, weights=weights, dtype=dtype,
-                                               cache_dtype=cache, context_length=context), strict=True))
+    plan = partial(server.plan_models, memory_bytes=memory_bytes, weights=weights, dtype=dtype,
+                   cache_dtype=cache, context_length=context)
+    plans = dict(zip(names, plan(stored), strict=True))
     assigned = adapters.assign(found, plans)
     line = WaitLine(f"loading {stored[0].name}")
     load = _loader(config, context_length=context, cache_dtype=cache, num_threads=threads)
     offers = [server.Offer(one, plan, load(plan, line.update if one == names[0] else None),
                            adapters=assigned[one]) for one, plan in plans.items()]
-    models = server.Models(offers, memory_bytes=memory_bytes, limits=server.Limits(max_waiting=queue))
+
+    def offer_pulled(pulled: StoredModel) -> server.Offer:
+        plan_of_it, = plan([pulled])
+        return server.Offer(_short_name(pulled), plan_of_it, load(plan_of_it, None))
+
+    models = server.Models(offers, memory_bytes=memory_bytes, plan=offer_pulled,
+                           limits=server.Limits(max_waiting=queue))
     with line:
         models.open_first()
     responses = server.ResponseStore(config.home / "responses.db", keep_days=keep_responses)

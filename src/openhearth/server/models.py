@@ -20,13 +20,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from openhearth.errors import HearthError, UsageError
+from openhearth.hub import StoredModel
 from openhearth.kernels import freed
 from openhearth.local import LocalModel
 from openhearth.models.adapter_files import StoredAdapter
 from openhearth.server.engine_thread import log_traceback
 from openhearth.server.errors import Refusal
 from openhearth.server.planning import LoadPlan
-from openhearth.server.served import Limits, Served, unknown_model
+from openhearth.server.served import Limits, Served, plain_name, unknown_model
 
 State = Literal["stored", "loading", "loaded", "unloading"]
 
@@ -79,12 +80,15 @@ class Offer:
 class Models:
     """All offers of a server. memory_bytes: what loaded models may hold together.
 
+    plan: makes the offer of a model that is brought while the server runs; called in a worker thread.
     Raises: UsageError when two offers or adapters have one name.
     Example: ``served = await Models(offers, memory_bytes=8 << 30).lease("smollm2", stack)``.
     """
 
-    def __init__(self, offers: Sequence[Offer], *, memory_bytes: int, limits: Limits = Limits()) -> None:
+    def __init__(self, offers: Sequence[Offer], *, memory_bytes: int, limits: Limits = Limits(),
+                 plan: Callable[[StoredModel], Offer] | None = None) -> None:
         self.offers, self.memory_bytes, self.limits = tuple(offers), memory_bytes, limits
+        self._plan = plan
         self._check_names({offer.name: offer.adapters for offer in self.offers})
         self._one_load, self._one_change = asyncio.Lock(), asyncio.Lock()
         self._freed = asyncio.Event()
@@ -112,8 +116,8 @@ class Models:
         return sum(offer.plan.num_bytes for offer in self.offers if offer.state != "stored")
 
     def find(self, name: str) -> Offer:
-        """Return the offer that a name means; `name:latest` is the name. Raises: Refusal with status 404."""
-        short = name.removesuffix(":latest")
+        """Return the offer that a name means, as `plain_name` reads it. Raises: Refusal with status 404."""
+        short = plain_name(name)
         for offer in self.offers:
             if short in offer.names:
                 return offer
@@ -162,6 +166,21 @@ class Models:
                           code="model_not_loaded", why=self._why_not(offer),
                           hint="try again in a moment") from None
         return offer.served
+
+    async def add(self, stored: StoredModel) -> None:
+        """Offer a model from now on; one that is offered already stays as it is.
+
+        Raises: UsageError when its name is taken, by another version of it too; what planning it raises.
+        """
+        offer = await asyncio.to_thread(self._plan, stored)
+        async with self._one_change:
+            for other in self.offers:
+                if other.plan.stored.weights_sha256 == stored.weights_sha256 and offer.name == other.name:
+                    return
+            if offer.name in self.names:
+                raise UsageError(f"`{offer.name}` is served already, and is not the same model",
+                                 hint="the pulled one is served when the server is started again")
+            self.offers = (*self.offers, offer)
 
     async def change_adapters(self, adapters: Mapping[str, Mapping[str, StoredAdapter]]) -> None:
         """Serve these adapters from now on, by the offer's name; requests on their way keep theirs.

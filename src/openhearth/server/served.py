@@ -21,6 +21,7 @@ from openhearth.server.engine_thread import EngineThread
 from openhearth.server.errors import Refusal
 from openhearth.server.generation import Generation, Job
 
+_HUBS = ("hf.co/", "huggingface.co/")
 _RESERVED = frozenset({"self", "template", "tokenizer", "messages", "tools", "add_generation_prompt", "now",
                        "template_name"})
 
@@ -80,9 +81,9 @@ class Served:
     def adapter_of(self, name: str) -> str | None:
         """Return the engine's name of the adapter that a model name means, None for the model itself.
 
-        `name:latest` is the name, as Ollama's clients write it. Raises: Refusal with status 404.
+        Names are read as by `plain_name`. Raises: Refusal with status 404.
         """
-        short = name.removesuffix(":latest")
+        short = plain_name(name)
         if short not in self.names:
             raise unknown_model(name, self.names)
         return None if short == self.name else self._attached[short]
@@ -181,6 +182,13 @@ class Served:
         generation = Generation(self.thread, ticket, job, self.model.tokenizer)
         stack.callback(generation.close)
         return generation
+
+
+def plain_name(name: str) -> str:
+    """Return a model's name without what Ollama's clients write around it: `hf.co/name:latest` is `name`."""
+    for hub in _HUBS:
+        name = name.removeprefix(hub)
+    return name.removesuffix(":latest")
 
 
 def unknown_model(name: str, names: Sequence[str]) -> Refusal:

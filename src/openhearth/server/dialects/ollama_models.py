@@ -13,12 +13,13 @@ from openhearth import chat, formats
 from openhearth.config import Config
 from openhearth.local import default_sampling
 from openhearth.server.models import Offer
+from openhearth.server.served import plain_name
 from openhearth.units import format_count
 
 
 def describe(offer: Offer, name: str) -> dict[str, Any]:
     """Return a model's line in a list. The digest is that of its weights and its adapter."""
-    stored, short = offer.plan.stored, name.removesuffix(":latest")
+    stored, short = offer.plan.stored, plain_name(name)
     digest = stored.weights_sha256
     if short != offer.name:
         digest = hashlib.sha256(f"{digest}+{offer.adapters[short].sha256}".encode()).hexdigest()
@@ -61,7 +62,7 @@ def model_facts(offer: Offer, name: str) -> dict[str, Any]:
 def _details(offer: Offer, name: str) -> dict[str, Any]:
     """Return a model's shape in a few words."""
     spec = offer.plan.spec
-    return {"parent_model": "" if name.removesuffix(":latest") == offer.name else offer.name,
+    return {"parent_model": "" if plain_name(name) == offer.name else offer.name,
             "format": "gguf" if offer.plan.stored.path.is_file() else "safetensors",
             "family": spec.model_type, "families": [spec.model_type],
             "parameter_size": format_count(spec.num_parameters), "quantization_level": spec.dtype.upper()}

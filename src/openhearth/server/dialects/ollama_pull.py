@@ -3,7 +3,7 @@
 The way is that of `hearth pull`: sources, hashes and resuming are its own. A client that leaves ends the
 transfer; what arrived is kept, and the next pull goes on from there.
 
-Does not: serve what it brought, or take a path of this machine.
+What it brought is offered to requests at once. Does not: take a path of this machine.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from openhearth.server.dialects.ollama import OLLAMA
 from openhearth.server.errors import Refusal, sentence
 from openhearth.server.exchange import Call, Dialect, Route, Stream, to_json
 from openhearth.server.fields import Field, flag, read_fields, refused, text
+from openhearth.server.models import Models
+from openhearth.server.served import plain_name
 
-_HUBS = ("hf.co/", "huggingface.co/")
 _PHASES = {"download": "pulling {}", "wait": "waiting for another process that pulls {}",
            "verify": "verifying sha256 digest of {}", "unpack": "unpacking {}"}
 
@@ -51,21 +52,19 @@ class Pulling:
         name = values.get("model", values.get("name"))
         if name is None:
             raise Refusal("`model` is missing", field="model", code="missing_field")
-        ref = name.removesuffix(":latest")
-        for hub in _HUBS:
-            ref = ref.removeprefix(hub)
+        ref = plain_name(name)
         if ref.startswith(("/", ".", "~")) or parse_ref(ref).kind == "path":
             raise Refusal(f"`{name[:120]}` is a path", field="model", code="invalid_value",
                           why="models are pulled from sources, not from this machine's folders")
         call.note(model=ref[:200])
         if values.get("stream", True):
-            return Stream("application/x-ndjson", self._lines(ref), _stream_error)
-        async for _ in self._lines(ref):
+            return Stream("application/x-ndjson", self._lines(ref, call.models), _stream_error)
+        async for _ in self._lines(ref, call.models):
             pass
         return {"status": "success"}
 
-    async def _lines(self, ref: str) -> AsyncIterator[bytes]:
-        """Yield a transfer's state; it ends when nobody listens. Raises: as `hub.pull`."""
+    async def _lines(self, ref: str, models: Models) -> AsyncIterator[bytes]:
+        """Yield a transfer's state; it ends when nobody listens. Raises: as `hub.pull`, `Models.add`."""
         loop = asyncio.get_running_loop()
         states: asyncio.Queue[Progress | None] = asyncio.Queue()
         abandoned = threading.Event()
@@ -87,10 +86,11 @@ class Pulling:
                 if state.total_bytes is not None:
                     counts["total"] = state.total_bytes
                 yield _line(status=_PHASES[state.phase].format(state.path), digest=state.path, **counts)
-            task.result()
+            stored = task.result()
         finally:
             abandoned.set()
         yield _line(status="writing manifest")
+        await models.add(stored)
         yield _line(status="success")
 
 

@@ -51,6 +51,7 @@ from openhearth.server.fields import (
     whole,
 )
 from openhearth.server.generation import Generation
+from openhearth.server.served import plain_name
 
 CHAT_FIELDS = (
     Field("messages", "text of `system`, `developer`, `user` and `assistant`, tool calls and their results",
@@ -228,7 +229,7 @@ def _model(call: Call, name: str) -> dict[str, Any]:
     """Return a model's entry; `parent` (as in vLLM) is the model that an adapter belongs to."""
     offer = call.models.find(name)
     return {"id": name, "object": "model", "created": int(offer.offered_at.timestamp()),
-            "owned_by": "openhearth", "parent": None if name.removesuffix(":latest") == offer.name
+            "owned_by": "openhearth", "parent": None if plain_name(name) == offer.name
             else offer.name, "max_model_len": offer.plan.context_length, "state": offer.state}
 
 
