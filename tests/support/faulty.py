@@ -140,8 +140,12 @@ def _message(body):
 
 
 def _response(body):
-    part = {"type": "output_text", "text": "One two.", "annotations": [], "logprobs": []}
+    text = '{"name": "Paris", "is_big": true}' if "text" in body else "One two."
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     item = {"type": "message", "id": "i1", "role": "assistant", "status": "completed", "content": [part]}
+    is_call = body.get("tool_choice") == "required"
+    if is_call:
+        item = {"type": "function_call", "id": "i1", "call_id": "call_1", "status": "completed", **CALL}
     answer = {"id": "r1", "object": "response", "created_at": 1, "model": "tiny", "status": "completed",
               "parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "instructions": None,
               "output": [item], "usage": {
@@ -150,13 +154,20 @@ def _response(body):
                   "output_tokens_details": {"reasoning_tokens": 0}}}
     if not body.get("stream"):
         return answer
+    if is_call:
+        place = {"item_id": "i1", "output_index": 0}
+        middle = [("response.output_item.added", {"item": {**item, "arguments": ""}}),
+                  *(("response.function_call_arguments.delta", {**place, "delta": piece})
+                    for piece in ('{"city"', ': "Paris"}')),
+                  ("response.function_call_arguments.done", {**place, "arguments": item["arguments"]})]
+    else:
+        middle = [("response.output_item.added", {"item": {**item, "content": []}}),
+                  ("response.content_part.added", {"part": {**part, "text": ""}}),
+                  *(("response.output_text.delta", {"delta": piece}) for piece in ("One ", "two.")),
+                  ("response.output_text.done", {"text": text}),
+                  ("response.content_part.done", {"part": part})]
     kinds = [("response.created", {"response": {**answer, "output": []}}),
-             ("response.in_progress", {"response": {**answer, "output": []}}),
-             ("response.output_item.added", {"item": {**item, "content": []}}),
-             ("response.content_part.added", {"part": {**part, "text": ""}}),
-             *(("response.output_text.delta", {"delta": piece}) for piece in ("One ", "two.")),
-             ("response.output_text.done", {"text": "One two."}),
-             ("response.content_part.done", {"part": part}), ("response.output_item.done", {"item": item}),
-             ("response.completed", {"response": answer})]
+             ("response.in_progress", {"response": {**answer, "output": []}}), *middle,
+             ("response.output_item.done", {"item": item}), ("response.completed", {"response": answer})]
     return events([{"type": kind, "sequence_number": number, **fields}
                    for number, (kind, fields) in enumerate(kinds)], is_named=True)

@@ -1,4 +1,4 @@
-"""OpenAI's dialect beyond plain chat: text completions, tools, schemas, embeddings, responses.
+"""OpenAI's dialect beyond plain chat: text completions, tools, schemas, embeddings.
 
 What is checked: as in `openai.py`. What a server may leave out is reported as not served where it says so.
 
@@ -24,9 +24,9 @@ from openhearth.conform.openai import (
     read_usage,
 )
 from openhearth.conform.records import expect, has, one_of, shown
-from openhearth.conform.wire import Peer, Reply, data_of
+from openhearth.conform.wire import Peer, Reply
 
-COMPLETIONS, EMBEDDINGS, RESPONSES = "/v1/completions", "/v1/embeddings", "/v1/responses"
+COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 PLAIN = {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 16}
 TOOL = {"type": "function", "function": {
     "name": "get_weather", "description": "Weather of a city.",
@@ -108,7 +108,7 @@ def a_tool_is_called(peer: Peer) -> None:
     expect(calls, "`tool_calls` is empty")
     for call in calls:
         has(call, "a tool call", id=str, type=str, function=dict)
-        _check_call(has(call["function"], "the function", name=str, arguments=str))
+        check_call(has(call["function"], "the function", name=str, arguments=str))
     turn = [*ASKING["messages"], {"role": "assistant", "content": None, "tool_calls": calls},
             *({"role": "tool", "tool_call_id": call["id"], "content": "Sunny."} for call in calls)]
     read_chat(peer.post(CHAT, **{**ASKING, "messages": turn}))
@@ -131,10 +131,11 @@ def a_tool_call_is_streamed(peer: Peer) -> None:
         call["arguments"] += function.get("arguments") or ""
     for call in calls.values():
         expect(call["id"], "a call has no `id`")
-        _check_call(call)
+        check_call(call)
 
 
-def _check_call(call: dict[str, str]) -> None:
+def check_call(call: dict[str, str]) -> None:
+    """Check that a call of TOOL fits it. Raises: Broken."""
     expect(call["name"] == "get_weather", f"the function's name is {shown(call['name'])}")
     try:
         arguments = json.loads(call["arguments"])
@@ -149,7 +150,11 @@ def a_schema_is_followed(peer: Peer) -> None:
     answer = read_chat(peer.served(peer.done(peer.post(
         CHAT, messages=USER, temperature=0, max_tokens=200, response_format={
             "type": "json_schema", "json_schema": {"name": "thing", "strict": True, "schema": SCHEMA}}))))
-    text = answer["choices"][0]["message"]["content"]
+    check_thing(answer["choices"][0]["message"]["content"])
+
+
+def check_thing(text: str) -> None:
+    """Check that a text is JSON of SCHEMA. Raises: Broken."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -209,51 +214,6 @@ def _vectors(reply: Reply) -> list[list[float]]:
     return [entry["embedding"] for entry in answer["data"]]
 
 
-def read_response(value: Any) -> dict[str, Any]:
-    """Return a Response whose shape is right. Raises: Broken."""
-    answer = has(value, "the response", id=str, object=str, created_at=(int, float), model=str, output=list,
-                 parallel_tool_calls=bool, tools=list, status=str)
-    one_of(answer["object"], "`object`", "response")
-    for item in answer["output"]:
-        has(item, "an item of `output`", type=str, id=str)
-    return answer
-
-
-def _text_of(answer: dict[str, Any]) -> str:
-    return "".join(part["text"] for item in answer["output"] if item["type"] == "message"
-                   for part in item["content"] if part["type"] == "output_text")
-
-
-def responses_answer(peer: Peer) -> None:
-    """`/v1/responses` has its shape, with usage in its own names."""
-    answer = read_response(peer.served(peer.done(peer.post(
-        RESPONSES, input=USER[0]["content"], temperature=0, max_output_tokens=24))).ok())
-    one_of(answer["status"], "`status`", "completed", "incomplete")
-    has(has(answer, "the response", usage=dict)["usage"], "`usage`", input_tokens=int, output_tokens=int,
-        total_tokens=int, input_tokens_details=dict, output_tokens_details=dict)
-    expect(_text_of(answer), "there is no `output_text`")
-
-
-def responses_stream(peer: Peer) -> None:
-    """Events of `/v1/responses`: named, numbered from 0, in order, and the deltas are the answer."""
-    body = {"input": USER[0]["content"], "temperature": 0, "max_output_tokens": 24}
-    events = peer.served(peer.done(peer.post(RESPONSES, **body, stream=True))).events()
-    values = [data_of(event) for event in events if event[1] != "[DONE]"]
-    kinds = [has(value, "an event", type=str, sequence_number=int)["type"] for value in values]
-    expect([name for name, data in events if data != "[DONE]"] == kinds, "an `event:` line is not the `type`")
-    expect([value["sequence_number"] for value in values] == list(range(len(values))),
-           "`sequence_number` does not count from 0")
-    expect(kinds[:2] == ["response.created", "response.in_progress"], f"the stream begins with {kinds[:2]}")
-    one_of(kinds[-1], "the last event", "response.completed", "response.incomplete")
-    places = [kinds.index(kind) if kind in kinds else -1 for kind in (
-        "response.output_item.added", "response.content_part.added", "response.output_text.delta",
-        "response.output_text.done", "response.content_part.done", "response.output_item.done")]
-    expect(-1 not in places and places == sorted(places), f"the events come as {shown(kinds)}")
-    text = "".join(value["delta"] for value in values if value["type"] == "response.output_text.delta")
-    answer = read_response(has(values[-1], "the last event", response=dict)["response"])
-    expect(text == _text_of(answer), f"the deltas say {shown(text)}, the response {shown(_text_of(answer))}")
-
-
 def what_is_wrong_in_completions_is_refused(peer: Peer) -> None:
     """Wrong fields of `/v1/completions` are 400 (or 422) with an error object."""
     peer.served(peer.post(COMPLETIONS, **PLAIN))
@@ -267,5 +227,4 @@ def what_is_wrong_in_completions_is_refused(peer: Peer) -> None:
 
 CHECKS = (completions_answer, completions_stop, several_prompts, prompts_of_tokens, an_echo_scores_its_prompt,
           what_is_wrong_in_completions_is_refused, a_tool_is_called, a_tool_call_is_streamed,
-          a_schema_is_followed, json_is_answered, embeddings_come, embeddings_are_cut, responses_answer,
-          responses_stream)
+          a_schema_is_followed, json_is_answered, embeddings_come, embeddings_are_cut)

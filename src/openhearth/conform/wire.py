@@ -108,6 +108,10 @@ class Peer:
         """Ask for a path. Raises: NetworkError."""
         return self._ask("GET", path, None, headers)
 
+    def delete(self, path: str) -> Reply:
+        """Have what is at a path deleted. Raises: NetworkError."""
+        return self._ask("DELETE", path, None, {})
+
     def post(self, path: str, body: Any = None, /, *, headers: Mapping[str, str] | None = None,
              **fields: Any) -> Reply:
         """Send an object; `model` is added where fields lack it. body: bytes or an object sent as it is.

@@ -16,6 +16,7 @@ from openhearth.conform import anthropic as a
 from openhearth.conform import ollama as l
 from openhearth.conform import openai as o
 from openhearth.conform import openai_more as m
+from openhearth.conform import responses as r
 from openhearth.conform import tokenizing as t
 from openhearth.conform.running import run_check
 from openhearth.conform.wire import Peer
@@ -23,8 +24,9 @@ from openhearth.server import Models
 
 KEY = "open-sesame"
 OPTIONAL = {m.a_tool_is_called, m.a_tool_call_is_streamed, m.a_schema_is_followed, m.json_is_answered,
-            m.embeddings_come, m.embeddings_are_cut, m.responses_answer, m.responses_stream, a.a_tool_is_used,
-            l.a_format_is_followed, l.embeddings_come}
+            m.embeddings_come, m.embeddings_are_cut, r.responses_answer, r.responses_stream,
+            r.a_function_is_called, r.a_function_call_is_streamed, r.a_text_format_is_followed,
+            a.a_tool_is_used, l.a_format_is_followed, l.embeddings_come}
 DIALECT_OF = {check: dialect for dialect, checks in DIALECTS.items() for check in checks}
 
 
@@ -180,6 +182,8 @@ OUR_FAULTS = [
     (m.an_echo_scores_its_prompt, swap('"token_logprobs":[null', '"token_logprobs":[-1.0')),
     (m.an_echo_scores_its_prompt, swap('"text_offset":[0,', '"text_offset":[')),
     (m.what_is_wrong_in_completions_is_refused, says(400, 500)),
+    (r.a_response_is_kept, says(404, 200)), (r.a_response_is_kept, swap('"deleted":true', '"deleted":"yes"')),
+    (r.a_response_is_kept, change(r'"input_tokens":\d+', '"input_tokens":9')),
     (a.messages_answer, swap('"type":"message"', '"type":"msg"')),
     (a.messages_end_for_length, swap('"output_tokens":1', '"output_tokens":2')),
     (a.a_stream_is_the_message_in_pieces, swap("event: content_block_delta\n", "")),
@@ -217,11 +221,16 @@ THEIR_FAULTS = [
     (m.embeddings_come, swap('"index": 1', '"index": 0')),
     (m.embeddings_come, swap("[0.5, -0.5", "[0.25, -0.5", 1)),
     (m.embeddings_are_cut, swap("0.5", "0.7")),
-    (m.responses_answer, swap('"input_tokens"', '"prompt_tokens"')),
-    (m.responses_stream, swap('"sequence_number": 3', '"sequence_number": 30')),
-    (m.responses_stream, swap("event: response.output_text.delta", "event: delta")),
-    (m.responses_stream, swap('"delta": "One "', '"delta": "Two "')),
-    (m.responses_stream, change(r"event: response.content_part.added\n.*?\n\n", "")),
+    (r.responses_answer, swap('"input_tokens"', '"prompt_tokens"')),
+    (r.responses_stream, swap('"sequence_number": 3', '"sequence_number": 30')),
+    (r.responses_stream, swap("event: response.output_text.delta", "event: delta")),
+    (r.responses_stream, swap('"delta": "One "', '"delta": "Two "')),
+    (r.responses_stream, change(r"event: response.content_part.added\n.*?\n\n", "")),
+    (r.a_function_is_called, swap('\\"city\\"', '\\"town\\"')),
+    (r.a_function_is_called, swap('"call_id"', '"callid"')),
+    (r.a_function_call_is_streamed, swap('"delta": "{', '"delta": "')),
+    (r.a_function_call_is_streamed, swap("function_call_arguments.done", "function_call.done")),
+    (r.a_text_format_is_followed, swap('\\"is_big\\": true', '\\"is_big\\": 1')),
     (a.a_tool_is_used, swap('"partial_json": "{', '"partial_json": "')),
     (a.a_tool_is_used, swap('"stop_reason": "tool_use"', '"stop_reason": "end_turn"')),
     (l.a_format_is_followed, swap("true}", "1}")), (l.embeddings_come, swap('"embeddings"', '"embedding"')),
