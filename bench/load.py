@@ -8,12 +8,14 @@ share of the engine's processor time.
 
 `--peer "llama-server -m FILE --port {port} ..."` compares with another server instead: in every round each of
 the two answers the same clients for some seconds, in turn; rounds in which other programs took more than a
-tenth of the cores are measured again. Both servers are started once and idle while the other is asked.
+tenth of the cores are measured again. Both servers are started once and idle while the other is asked. Given
+several times, each command answers alone for as long first, and the fastest one is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import shlex
@@ -23,7 +25,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).with_name("peers")))
 
 from load_clients import Seen, Work, drive
 from results import write_results
-from rounds import alternate
+from rounds import Pairs, Round, alternate
 
 from openhearth import hardware
 
@@ -43,12 +44,13 @@ _IDLE_S = 30.0
 
 
 class OurServer:
-    """`load_server.py` in a process. Example: ``with OurServer("smollm2", 2, None) as ours: ...``."""
+    """`load_server.py` in a process. Example: ``with OurServer(options) as ours: ...``."""
 
     name = "openhearth"
 
-    def __init__(self, model: str, threads: int | None, context: int | None) -> None:
-        settings = json.dumps({"model": model, "threads": threads, "context": context})
+    def __init__(self, options: argparse.Namespace) -> None:
+        settings = json.dumps({"model": options.model, "threads": options.threads,
+                               "context": options.context, "weights": options.weights})
         script = Path(__file__).with_name("load_server.py")
         self.process = subprocess.Popen([sys.executable, script, settings], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True)
@@ -87,6 +89,7 @@ class OtherServer:
     """Another server, by its command; `{port}` in it is replaced. It must speak OpenAI's dialect."""
 
     def __init__(self, command: str) -> None:
+        self.command = command
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -156,7 +159,7 @@ def soak(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Run the load against our server; returns the report and its problems."""
     work = Work(options.clients[0], options.minutes * 60, options.leaving, stop_token=options.stop_token,
                 tokens=tuple(options.tokens), words=tuple(options.words))
-    with OurServer(options.model, options.threads, options.context) as ours:
+    with OurServer(options) as ours:
         drive(ours.url, ours.model, replace(_WARM, clients=work.clients, words=work.words))
         before = ours.idle_state()
         seen = drive(ours.url, ours.model, work)
@@ -174,28 +177,54 @@ def soak(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 def compare(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Run rounds against our server and another; returns the report and what clients met."""
     rows, failures = [], []
-    with ExitStack() as stack:
-        ours = stack.enter_context(OurServer(options.model, options.threads, options.context))
-        peer = stack.enter_context(OtherServer(options.peer))
-        for server in (ours, peer):
-            drive(server.url, server.model, replace(_WARM, leaving=0.0, words=tuple(options.words)))
+    with OurServer(options) as ours:
         for clients in options.clients:
-            asked, seeds = (Asked(ours), Asked(peer)), iter(range(1, 1_000_000))
             work = Work(clients, options.seconds, stop_token=options.stop_token, tokens=tuple(options.tokens),
                         words=tuple(options.words))
-
-            def prepare(work: Work = work, seeds: Any = seeds) -> Any:
-                fresh = replace(work, seed=next(seeds))
-                return lambda server: server.run(fresh)
-
-            pairs = alternate(*asked, f"{clients} clients", prepare, num_rounds=options.rounds, on_round=note)
+            rates = try_commands(options.peer, work)
+            command = max(options.peer, key=lambda one: rates.get(one, 0.0))
+            with OtherServer(command) as peer:
+                asked = Asked(ours), Asked(peer)
+                pairs = take_turns(*asked, work, options.rounds)
             failures += [failure for one in asked for seen in one.seen for failure in seen.failures]
             rows.append({"clients": clients, "ratio": round(pairs.ratio, 3),
                          "ratios": [round(ratio, 3) for ratio in pairs.ratios],
                          "foreign": [round(share, 3) for share in pairs.foreign],
-                         **{one.name: _joined(one.seen) for one in asked}})
-    command = " ".join(Path(word).name if "/" in word else word for word in shlex.split(options.peer))
-    return {"command": command, "seconds": options.seconds, "rows": rows}, failures[:1]
+                         "command": _shown(command),
+                         "tried": {_shown(one): rate for one, rate in rates.items()},
+                         "openhearth": _joined(asked[0].seen), "peer": _joined(asked[1].seen)})
+    report = {"weights": options.weights, "peer": peer.name, "seconds": options.seconds, "rows": rows}
+    return report, failures[:1]
+
+
+def take_turns(ours: Asked, peer: Asked, work: Work, num_rounds: int) -> Pairs:
+    """Let both answer the same clients, others in every round; each is warm."""
+    for one in (ours, peer):
+        drive(one.server.url, one.server.model, replace(work, seconds=_WARM.seconds))
+    seeds = itertools.count(1)
+
+    def prepare() -> Round:
+        fresh = replace(work, seed=next(seeds))
+        return lambda server: server.run(fresh)
+
+    return alternate(ours, peer, f"{work.clients} clients", prepare, num_rounds=num_rounds, on_round=note)
+
+
+def try_commands(commands: list[str], work: Work) -> dict[str, float]:
+    """Return command -> tokens per second of servers that answer alone; nothing of a single command."""
+    rates: dict[str, float] = {}
+    for command in commands if len(commands) > 1 else ():
+        with OtherServer(command) as peer:
+            drive(peer.url, peer.model, replace(work, seconds=_WARM.seconds))
+            seen = drive(peer.url, peer.model, work)
+        rates[command] = 0.0 if seen.failures else round(seen.tokens_per_s, 1)
+        note(f"{work.clients} clients: {rates[command]} tokens/s of {_shown(command)}")
+    return rates
+
+
+def _shown(command: str) -> str:
+    """Return a command without the folders of this machine."""
+    return " ".join(Path(word).name if "/" in word else word for word in shlex.split(command))
 
 
 def _joined(seen: list[Seen]) -> dict[str, Any]:
@@ -225,7 +254,8 @@ def main() -> int:
     parser.add_argument("--stop-token", type=int, help="id of the token that ends answers, to keep it away")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--context", type=int)
-    parser.add_argument("--peer", help="command of another server, with {port} in it")
+    parser.add_argument("--weights", default="auto", help="as for `hearth serve`")
+    parser.add_argument("--peer", action="append", help="command of another server, with {port} in it")
     parser.add_argument("--rounds", type=int, default=5, help="with --peer")
     parser.add_argument("--seconds", type=float, default=20.0, help="of one round, with --peer")
     parser.add_argument("--out", type=Path, help="also write the report there")

@@ -28,7 +28,8 @@ def build(settings: dict[str, Any]) -> server.Models:
     config = Config.from_env()
     stored = hub.pull(settings["model"], config)
     memory_bytes = server.usable_memory()
-    [plan] = server.plan_models([stored], memory_bytes, context_length=settings["context"])
+    [plan] = server.plan_models([stored], memory_bytes, weights=settings["weights"],
+                               context_length=settings["context"])
     offer = server.Offer("model", plan, lambda: load(
         stored, weights=plan.weights, cache_bytes=plan.cache_bytes, context_length=settings["context"],
         num_threads=settings["threads"], config=config))

@@ -58,8 +58,12 @@ def results_pages(found: dict[str, dict[str, Any]]) -> dict[str, str]:
             f"Loss of each step, mean of {SMOOTHED}", "step",
             {name: _smooth(curve["losses"]) for name, curve in record["curves"].items()})
         sections += [_curve_text(record), "![Loss by step, here and in TRL](results-sft.svg)"]
-    if "serve" in found:
-        sections.append(_clients_text(found["serve"]))
+    served = [found[name] for name in SERVED if name in found]
+    if served:
+        tried = max(len(row["tried"]) for record in served for row in record["rows"])
+        sections += [CLIENTS_HEAD.format(**{name: served[0][name] for name in ("peer", "model", "cores")},
+                                         tried=max(1, tried)),
+                     *(_clients_text(record) for record in served)]
     if "perplexity" in found:
         sections += _perplexity_sections(found["perplexity"])
     return pages | {"results.md": "\n\n".join(sections) + "\n"}
@@ -94,18 +98,19 @@ def _curve_text(record: dict[str, Any]) -> str:
 def _clients_text(record: dict[str, Any]) -> str:
     lines = []
     for row in record["rows"]:
-        [peer] = [name for name, value in row.items() if isinstance(value, dict) and name != "openhearth"]
         cells = []
-        for name in ("openhearth", peer):
+        for name in ("openhearth", "peer"):
             waits = row[name]["first_token_s"]
             cells += [f"{row[name]['tokens_per_s']:,.0f}", f"{waits['p50']:.2f} / {waits['p99']:.2f}"]
         lines.append([f"{row['clients']}", *cells,
-                      f"**{row['ratio']:.2f}x** ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})"])
-    about = CLIENTS_HEAD.format(
-        model=record["model"], peer=peer, command=record["command"], rounds=len(record["rows"][0]["ratios"]),
-        seconds=record["seconds"], words=record["words"], tokens=record["tokens"], cores=record["cores"])
+                      f"**{row['ratio']:.2f}x** ({min(row['ratios']):.2f} to {max(row['ratios']):.2f})",
+                      f"`{row['command']}`"])
+    about = CLIENTS_WORK.format(
+        words=record["words"], tokens=record["tokens"], rounds=len(record["rows"][0]["ratios"]),
+        seconds=record["seconds"], weights=record["weights"])
     return f"{about}\n" + _table(["clients", "openhearth, tokens/s", "first token, s: median / 99 %",
-                                  f"{peer}, tokens/s", "first token, s: median / 99 %", "ratio"], lines)
+                                  f"{record['peer']}, tokens/s", "first token, s: median / 99 %", "ratio",
+                                  "its command"], lines)
 
 
 def _smooth(values: list[float]) -> list[float]:
@@ -349,11 +354,15 @@ CLIENTS_HEAD = """\
 ## Many clients at once
 
 `hearth serve` beside {peer} (`bench/load.py --peer`), {model} over HTTP on {cores} cores: streaming chats
-with prompts of {words[0]} to {words[1]} words and answers of {tokens[0]} to {tokens[1]} tokens, from so many
-clients at a time, {rounds} rounds of {seconds:.0f} s each in turns; clients and both servers share the cores.
-Tokens are those that clients received, the ratio the median of the paired rounds (lowest to highest). The
-other server: `{command}`; its settings were not searched.
+from so many clients at a time, both servers in turns; clients and servers share the cores. Tokens are those
+that clients received, the ratio the median of the paired rounds (lowest to highest). Of {tried} commands of
+the other server the one that was fastest alone with so many clients is compared.
 """
+CLIENTS_WORK = """\
+Prompts of {words[0]} to {words[1]} words, answers of {tokens[0]} to {tokens[1]} tokens, {rounds} rounds of
+{seconds:.0f} s each, weights here `{weights}`:
+"""
+SERVED = ("serve", "serve_short")
 FORMATS_HEAD = """\
 ## What a weight format costs
 
@@ -389,7 +398,7 @@ def main() -> int:
     if "cpu" in found:
         held_back = [found[name] for name in ("cpu-avx512", "cpu-avx2") if name in found]
         pages |= performance_pages(found["cpu"], held_back)
-    if found.keys() & {"learning", "sft_curve", "serve", "perplexity"}:
+    if found.keys() & {"learning", "sft_curve", *SERVED, "perplexity"}:
         pages |= results_pages(found)
     if "on_policy" in found and (tune := options.docs / "tune.md").exists():
         pages |= tune_page(found["on_policy"], tune.read_text(encoding="utf-8"))

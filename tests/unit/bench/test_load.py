@@ -85,12 +85,14 @@ def test_another_server_is_compared_in_turns(tiny_folder, tmp_path):
             f"--threads 1")
     done = subprocess.run(
         [sys.executable, BENCH / "load.py", tiny_folder, "--clients", "1,4", "--seconds", "1", "--rounds",
-         "2", "--words", "1", "20", "--tokens", "4", "30", "--threads", "1", "--peer", peer],
+         "2", "--words", "1", "20", "--tokens", "4", "30", "--threads", "1", "--peer", peer, "--peer",
+         f"{peer} --context 512"],
         env=environment(tmp_path / "home", HEARTH_OFFLINE="1"), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads(done.stdout)["rows"]
     assert [row["clients"] for row in rows] == [1, 4]
-    name = Path(sys.executable).name
     for row in rows:
         assert len(row["ratios"]) == 2 and row["ratio"] > 0
-        assert row["openhearth"]["tokens_per_s"] > 0 and row[name]["first_token_s"]["p99"] > 0
+        assert row["openhearth"]["tokens_per_s"] > 0 and row["peer"]["first_token_s"]["p99"] > 0
+        assert len(row["tried"]) == 2 and row["tried"][row["command"]] == max(row["tried"].values()) > 0
+        assert row["command"].startswith(Path(sys.executable).name)

@@ -214,13 +214,17 @@ def test_what_recipes_teach_and_the_curve_beside_trl_have_their_sections(tmp_pat
 
 def test_clients_of_two_servers_have_their_table(tmp_path):
     server = {"tokens_per_s": 400.0, "first_token_s": {"p50": 0.25, "p99": 1.5}, "failures": 0}
-    (tmp_path / "serve.json").write_text(json.dumps({
-        "model": "m", "cores": 2, "words": [4, 300], "tokens": [16, 128], "command": "other -m file",
-        "seconds": 20.0, "rows": [{"clients": 8, "ratio": 2.0, "ratios": [1.9, 2.0, 2.2],
-                                   "openhearth": server, "other": {**server, "tokens_per_s": 200.0}}]}),
-        encoding="utf-8")
+    record = {"model": "m", "cores": 2, "words": [4, 300], "tokens": [16, 128], "peer": "other",
+              "weights": "auto", "seconds": 20.0, "rows": [
+                  {"clients": 8, "ratio": 2.0, "ratios": [1.9, 2.0, 2.2], "command": "other -m file",
+                   "tried": {"other -m file": 210.0, "other -m file -x": 90.0}, "openhearth": server,
+                   "peer": {**server, "tokens_per_s": 200.0}}]}
+    (tmp_path / "serve.json").write_text(json.dumps(record), encoding="utf-8")
+    (tmp_path / "serve_short.json").write_text(json.dumps({**record, "words": [20, 20]}), encoding="utf-8")
     (tmp_path / "docs").mkdir()
     assert report("--results", tmp_path, "--docs", tmp_path / "docs").returncode == 0
     text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
-    assert "beside other" in text and "`other -m file`" in text and "3 rounds of 20 s" in text
-    assert "| 8 | 400 | 0.25 / 1.50 | 200 | 0.25 / 1.50 | **2.00x** (1.90 to 2.20) |" in text
+    assert "beside other" in text and "Of 2 commands" in text and text.count("3 rounds of\n20 s") == 2
+    assert "Prompts of 20 to 20 words" in text
+    ratio = "**2.00x** (1.90 to 2.20)"
+    assert f"| 8 | 400 | 0.25 / 1.50 | 200 | 0.25 / 1.50 | {ratio} | `other -m file` |" in text
