@@ -48,6 +48,8 @@ struct LinearCall {
     std::int64_t num_rows, num_outputs, num_inputs;
     Format format;            // of the weight
     Number out_number;
+    bool adds = false;        // out += scale * y in float32, rounded once, where y alone would be written
+    float scale = 1.0f;
 };
 
 // Static: every file keeps the version compiled with its own instruction set.
@@ -118,6 +120,25 @@ void unpack_rows(const void* packed, const std::int64_t* row_ids, std::int64_t n
 // Writes the transposed weight as a pack of bf16, or of f32 where it is f32: num_inputs outputs, num_outputs inputs.
 // Numbers are those of unpack_rows. out: packed_bytes of that weight, 64-byte aligned.
 void transpose_packed(const void* packed, std::int64_t num_outputs, std::int64_t num_inputs, Format format, void* out);
+
+// total[N, K] += grad[T, N]^T x[T, K]: what a weight's gradient grows by. The sum over T is that of `linear` over
+// its inputs, added to the total once.
+struct WeightGradCall {
+    const void* grad;  // T rows, grad_stride numbers apart
+    const void* x;     // T rows, x_stride numbers apart
+    float* total;      // contiguous
+    std::int64_t grad_stride, x_stride;
+    std::int64_t num_rows, num_outputs, num_inputs;  // T, N, K
+    Number number;     // of grad and x
+    void* scratch;     // weight_grad_bytes, 64-byte aligned
+};
+
+std::int64_t weight_grad_bytes(std::int64_t num_rows, std::int64_t num_outputs, std::int64_t num_inputs, Number number);
+void weight_grad(Isa isa, const WeightGradCall& call);
+
+// Up to 32 columns of num_rows rows of bf16 numbers become rows of out, filled up to a multiple of 16 numbers.
+void columns_to_rows_avx512(const std::uint16_t* rows, std::int64_t stride, std::int64_t num_rows, std::int64_t num_columns,
+                            std::uint16_t* out, std::int64_t out_stride);
 
 // Quantises rows of numbers, stride bytes apart, to the blocks that a GGUF file would hold: q8_0, or q4_1 with
 // scale and minimum of least squared error among a few candidates. out: contiguous blocks.

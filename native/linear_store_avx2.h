@@ -16,7 +16,15 @@ inline std::uint16_t to_bf16(float number) {
     return std::uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-// Adds the bias, rounds to the output's type and writes what lies inside N. sums: 32-byte aligned.
+inline float held_number(const LinearCall& call, std::int64_t at) {
+    if (call.out_number == Number::f32) return static_cast<const float*>(call.out)[at];
+    const std::uint32_t bits = std::uint32_t(static_cast<const std::uint16_t*>(call.out)[at]) << 16;
+    float number;
+    __builtin_memcpy(&number, &bits, sizeof number);
+    return number;
+}
+
+// Adds the bias, rounds to the output's type and writes what lies inside N; adding as in linear_store.h. sums: 32-byte aligned.
 inline void store_panel_row(const LinearCall& call, std::int64_t row, std::int64_t panel, float* sums) {
     const std::int64_t column = panel * kPanel, left = call.num_outputs - column, width = left < kPanel ? left : kPanel;
     if (call.bias != nullptr) {
@@ -25,6 +33,9 @@ inline void store_panel_row(const LinearCall& call, std::int64_t row, std::int64
         }
     }
     const std::int64_t at = row * call.out_stride + column;
+    if (call.adds) {
+        for (std::int64_t i = 0; i < width; ++i) sums[i] = held_number(call, at + i) + sums[i] * call.scale;
+    }
     if (call.out_number == Number::f32) {
         __builtin_memcpy(static_cast<float*>(call.out) + at, sums, std::size_t(width) * sizeof(float));
     } else {

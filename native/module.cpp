@@ -21,10 +21,10 @@ namespace {
 
 void call_linear(int isa, Address x, std::int64_t x_stride, Address weight, Address bias, Address out,
                  std::int64_t out_stride, std::int64_t num_rows, std::int64_t num_outputs, std::int64_t num_inputs,
-                 int format, bool is_out_bf16) {
+                 int format, bool is_out_bf16, bool adds, float scale) {
     const Isa chosen = usable(isa);
     const LinearCall call{at(x), x_stride, at(weight), at<const float>(bias), at<void>(out), out_stride, num_rows,
-                          num_outputs, num_inputs, format_of(format), number_of(is_out_bf16)};
+                          num_outputs, num_inputs, format_of(format), number_of(is_out_bf16), adds, scale};
     nb::gil_scoped_release without_lock;
     linear(chosen, &call, 1);
 }
@@ -48,6 +48,19 @@ void call_transpose(Address packed, std::int64_t num_outputs, std::int64_t num_i
     const Format chosen = format_of(format);
     nb::gil_scoped_release without_lock;
     transpose_packed(at(packed), num_outputs, num_inputs, chosen, at<void>(out));
+}
+
+void call_weight_grad(int isa, Address grad, std::int64_t grad_stride, Address x, std::int64_t x_stride, Address total,
+                      std::int64_t num_rows, std::int64_t num_outputs, std::int64_t num_inputs, bool is_bf16, Address scratch) {
+    const Isa chosen = usable(isa);
+    const WeightGradCall call{at(grad), at(x), at<float>(total), grad_stride, x_stride, num_rows, num_outputs, num_inputs,
+                              number_of(is_bf16), at<void>(scratch)};
+    nb::gil_scoped_release without_lock;
+    weight_grad(chosen, call);
+}
+
+std::int64_t call_weight_grad_bytes(std::int64_t num_rows, std::int64_t num_outputs, std::int64_t num_inputs, bool is_bf16) {
+    return weight_grad_bytes(num_rows, num_outputs, num_inputs, number_of(is_bf16));
 }
 
 void call_quantize(Address rows, std::int64_t stride, bool is_bf16, std::int64_t num_rows, std::int64_t num_inputs,
@@ -174,6 +187,8 @@ NB_MODULE(_native, module) {
     module.def("transpose_packed", &call_transpose);
     module.def("quantize_rows", &call_quantize);
     module.def("linear", &call_linear);
+    module.def("weight_grad", &call_weight_grad);
+    module.def("weight_grad_bytes", &call_weight_grad_bytes);
     module.def("rms_norm", &call_rms_norm);
     module.def("glu", &call_glu);
     module.def("embed", &call_embed);

@@ -46,7 +46,7 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Adds backward passes (gradients.h), and what a pair of low rank adds.
+// Adds backward passes (gradients.h).
 void bind_gradients(nb::module_& module);
 
 // Adds the class Program (program.h).

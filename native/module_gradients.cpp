@@ -39,20 +39,12 @@ void call_attend_grad(int isa, Address q, Address k, Address v, Address grad, st
     attention_grad(chosen, call);
 }
 
-void call_add_scaled(int isa, Address y, Address delta, std::int64_t num_rows, std::int64_t size, float scale, bool is_bf16) {
-    const Isa chosen = usable(isa);
-    const AddScaledCall call{at<void>(y), at<const float>(delta), num_rows, size, scale, number_of(is_bf16)};
-    nb::gil_scoped_release without_lock;
-    add_scaled(chosen, call);
-}
-
 }  // namespace
 
 void bind_gradients(nb::module_& module) {
     module.def("glu_grad", &call_glu_grad);
     module.def("rms_norm_grad", &call_rms_norm_grad);
     module.def("attend_grad", &call_attend_grad);
-    module.def("add_scaled", &call_add_scaled);
 }
 
 }  // namespace hearth

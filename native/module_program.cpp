@@ -42,16 +42,19 @@ bool add_linear(Program& program, int x, int out, Address weight, Address bias, 
 using Weight = std::tuple<Address, Address, std::int64_t, std::int64_t, int>;
 
 // slots: A, B and the scale of each; addresses of 0 where a slot has nothing.
-void add_lora(Program& program, int x, int low, int delta, int y,
+void add_lora(Program& program, int x, int low, int y,
               const std::vector<std::tuple<Weight, Weight, float>>& slots, bool is_bf16, bool is_y_bf16) {
     const auto call_of = [&](const Weight& weight, Number out_number) {
         const auto [address, bias, num_outputs, num_inputs, format] = weight;
         return LinearCall{nullptr, num_inputs, at(address), at<const float>(bias), nullptr, num_outputs, 0,
                           num_outputs, num_inputs, format_of(format), out_number};
     };
-    LoraStep step{{}, x, low, delta, y, number_of(is_y_bf16)};
+    LoraStep step{{}, x, low, y};
     for (const auto& [a, b, scale] : slots) {
-        step.slots.push_back({call_of(a, number_of(is_bf16)), call_of(b, Number::f32), scale});
+        LinearCall second = call_of(b, number_of(is_y_bf16));
+        second.adds = true;
+        second.scale = scale;
+        step.slots.push_back({call_of(a, number_of(is_bf16)), second});
     }
     program.add(step);
 }

@@ -16,7 +16,7 @@ std::vector<int> buffers_of(const LinearStep& step) {
     all.push_back(step.x);
     return all;
 }
-std::vector<int> buffers_of(const LoraStep& step) { return {step.x, step.low, step.delta, step.y}; }
+std::vector<int> buffers_of(const LoraStep& step) { return {step.x, step.low, step.y}; }
 std::vector<int> buffers_of(const AttendStep& step) { return {step.q, step.k, step.v, step.turned, step.out}; }
 std::vector<int> buffers_of(const GluStep& step) { return {step.gate, step.up, step.out}; }
 std::vector<int> buffers_of(const LinearGluStep& step) { return {step.x, step.out}; }
@@ -155,10 +155,8 @@ void Program::compute(LoraStep& step, const Pack& pack) {
         pair.a.out = place(step.low);
         linear(isa_, &pair.a, 1);
         pair.b.x = pair.a.out;
-        pair.b.out = place(step.delta);
+        pair.b.out = place(step.y, range.start);
         linear(isa_, &pair.b, 1);
-        add_scaled(isa_, AddScaledCall{place(step.y, range.start), static_cast<const float*>(pair.b.out),
-                                       pair.b.num_rows, pair.b.num_outputs, pair.scale, step.number});
     }
 }
 

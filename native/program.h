@@ -51,11 +51,9 @@ struct GluStep {
 struct LoraStep {
     struct Pair {
         LinearCall a, b;  // of no address where the slot has nothing
-        float scale;
     };
     std::vector<Pair> slots;
-    int x, low, delta, y;  // low: rows of A's outputs; delta: float32 rows of B's
-    Number number;         // of y
+    int x, low, y;  // low: rows of A's outputs
 };
 
 // Two products of one x and the gate over them, as one job.

@@ -47,13 +47,11 @@ void embed(Isa isa, const EmbedCall& call) {
         run_rows(call, call.size, HEARTH_PICK(isa, embed));
     }
 }
-void add_scaled(Isa isa, const AddScaledCall& call) { run_rows(call, call.size, HEARTH_PICK(isa, add_scaled)); }
 #else  // every instruction set is missing here, so these are never called
 void rms_norm(Isa, const RmsNormCall&) {}
 void glu(Isa, const GluCall&) {}
 void rope(Isa, const RopeCall&) {}
 void embed(Isa, const EmbedCall&) {}
-void add_scaled(Isa, const AddScaledCall&) {}
 #endif
 
 }  // namespace hearth

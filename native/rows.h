@@ -39,15 +39,6 @@ struct GluCall {
     Activation activation;
 };
 
-// y = y + scale * delta, rounded to the type of y.
-struct AddScaledCall {
-    void* y;                                      // contiguous rows
-    const float* delta;                           // contiguous rows
-    std::int64_t num_rows, size;
-    float scale;
-    Number number;                                // of y
-};
-
 // out = the rows of a table that token ids name; bf16 ones may be widened to float32.
 struct EmbedCall {
     const void* table;                            // contiguous rows
@@ -86,8 +77,6 @@ void glu_avx2(const GluCall& call, std::int64_t row, std::int64_t row_end);
 void glu_avx512(const GluCall& call, std::int64_t row, std::int64_t row_end);
 void rope_avx2(const RopeCall& call, std::int64_t row, std::int64_t row_end);
 void rope_avx512(const RopeCall& call, std::int64_t row, std::int64_t row_end);
-void add_scaled_avx2(const AddScaledCall& call, std::int64_t row, std::int64_t row_end);
-void add_scaled_avx512(const AddScaledCall& call, std::int64_t row, std::int64_t row_end);
 void embed_avx2(const EmbedCall& call, std::int64_t row, std::int64_t row_end);
 void embed_avx512(const EmbedCall& call, std::int64_t row, std::int64_t row_end);
 
@@ -101,6 +90,5 @@ void rms_norm(Isa isa, const RmsNormCall& call);
 void glu(Isa isa, const GluCall& call);
 void rope(Isa isa, const RopeCall& call);
 void embed(Isa isa, const EmbedCall& call);
-void add_scaled(Isa isa, const AddScaledCall& call);
 
 }  // namespace hearth

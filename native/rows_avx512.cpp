@@ -12,10 +12,6 @@ void rope_avx512(const RopeCall& call, std::int64_t row, std::int64_t row_end) {
     for_rows(call, row, row_end, rope_row<std::uint16_t>, rope_row<float>);
 }
 
-void add_scaled_avx512(const AddScaledCall& call, std::int64_t row, std::int64_t row_end) {
-    for_rows(call, row, row_end, add_scaled_row<std::uint16_t>, add_scaled_row<float>);
-}
-
 void embed_avx512(const EmbedCall& call, std::int64_t row, std::int64_t row_end) { embed_rows(call, row, row_end); }
 
 }  // namespace hearth

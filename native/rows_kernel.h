@@ -165,16 +165,6 @@ inline void rms_norm_rows(const RmsNormCall& call, std::int64_t row, std::int64_
     for (; row < row_end; ++row) one(call, row);
 }
 
-template <typename X>
-void add_scaled_row(const AddScaledCall& call, std::int64_t row) {
-    X* const y = static_cast<X*>(call.y) + row * call.size;
-    const float* const delta = call.delta + row * call.size;
-    for_each_vector(call.size, [&](std::int64_t i, std::int64_t count) {
-        // Not fused: torch, which computes the same for training, rounds the product too.
-        store_some(y + i, add(load_some(y + i, count), mul(load_some(delta + i, count), all(call.scale))), count);
-    });
-}
-
 template <typename X, typename Y>
 void embed_row(const EmbedCall& call, std::int64_t row) {
     const X* const from = static_cast<const X*>(call.table) + call.token_ids[row] * call.size;

@@ -83,6 +83,39 @@ void check(Isa isa, const char* name, const std::int64_t* shape, Number number, 
     }
 }
 
+// total + grad^T x, with rows further apart than they are long.
+void check_weight_grad(Isa isa, const char* name, const std::int64_t* shape, Number number, bool is_at_end) {
+    const std::int64_t rows = shape[0], outputs = shape[1], inputs = shape[2];
+    const std::int64_t grad_stride = outputs + 3, x_stride = inputs + 1;
+    const std::int64_t num_grads = rows == 0 ? 0 : (rows - 1) * grad_stride + outputs;
+    const std::int64_t num_x = rows == 0 ? 0 : (rows - 1) * x_stride + inputs;
+    Numbers grad(num_grads, number, is_at_end), x(num_x, number, is_at_end);
+    Numbers total(outputs * inputs, Number::f32, is_at_end), before(outputs * inputs, Number::f32, is_at_end);
+    for (std::int64_t i = 0; i < num_grads; ++i) grad.set(i, draw());
+    for (std::int64_t i = 0; i < num_x; ++i) x.set(i, draw());
+    for (std::int64_t i = 0; i < outputs * inputs; ++i) {
+        before.set(i, draw());
+        total.set(i, before.get(i));
+    }
+    const std::size_t num_bytes = std::size_t(weight_grad_bytes(rows, outputs, inputs, number));
+    Guarded scratch((num_bytes + 63) / 64 * 64, is_at_end);
+    std::memset(scratch.as<char>(), 0x7f, num_bytes);  // NaN wherever it is read unwritten
+    weight_grad(isa, {grad.memory.as<char>(), x.memory.as<char>(), total.memory.as<float>(), grad_stride, x_stride, rows,
+                      outputs, inputs, number, scratch.as<char>()});
+    for (std::int64_t n = 0; n < outputs; ++n) {
+        for (std::int64_t k = 0; k < inputs; ++k) {
+            double sum = before.get(n * inputs + k), size = std::fabs(sum);
+            for (std::int64_t t = 0; t < rows; ++t) {
+                const double product = double(grad.get(t * grad_stride + n)) * double(x.get(t * x_stride + k));
+                sum += product;
+                size += std::fabs(product);
+            }
+            const double bound = std::ldexp(size * double(rows + 3), -23);
+            if (!(std::fabs(total.get(n * inputs + k) - sum) <= bound)) return expect(false, "gradient", name, shape);
+        }
+    }
+}
+
 // Bytes of one GGUF block of the format, and how many float16 numbers it begins with.
 struct BlockShape {
     Format format;
@@ -242,6 +275,8 @@ int main(int num_arguments, char**) {
             for (int variant = 0; variant < 8; ++variant) {
                 check(one.isa, one.name, shape, variant & 1 ? Number::bf16 : Number::f32,
                       variant & 2 ? Number::bf16 : Number::f32, (variant & 4) != 0);
+                if (variant & 2) continue;
+                check_weight_grad(one.isa, one.name, shape, variant & 1 ? Number::bf16 : Number::f32, (variant & 4) != 0);
             }
         }
         for (const BlockShape& block : all_blocks) {

@@ -63,9 +63,11 @@ struct Layer {
                                       nullptr, nullptr, 0, kHeads, 1, kHeadDim, 0.25f, Number::f32, Cache::f32};
         program.add(AttendStep{turning, attending, 0, queries, new_keys, new_values, turned, attended});
         x = norm_step(hidden, linear_step(o, kWidth, kWidth, attended));
-        const int gates = linear_step(gate, kInner, kWidth, x), low = buffer(kRank), delta = buffer(kInner);
-        const LoraStep::Pair none{{}, {}, 0.0f}, pair{a.call(kRank, kWidth), b.call(kInner, kRank), 0.5f};
-        program.add(LoraStep{{none, pair}, x, low, delta, gates, Number::f32});
+        const int gates = linear_step(gate, kInner, kWidth, x), low = buffer(kRank);
+        LinearCall second = b.call(kInner, kRank);
+        second.adds = true;
+        second.scale = 0.5f;
+        program.add(LoraStep{{{}, {a.call(kRank, kWidth), second}}, x, low, gates});
         const int ups = linear_step(up, kInner, kWidth, x), gated = buffer(kInner);
         program.add(GluStep{{nullptr, nullptr, nullptr, kInner, kInner, kInner, 0, kInner, Number::f32, Activation::gelu},
                             gates, ups, gated});

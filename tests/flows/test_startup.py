@@ -60,5 +60,6 @@ def test_tuning_sets_malloc_unless_the_user_did(tmp_path, tunables):
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), env["PYTHONPATH"]])
     done = subprocess.run([sys.executable, "-m", "openhearth", "tune", "sft", "a b"], env=env,
                           capture_output=True, text=True)
-    ours = "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=134217728"
+    ours = ("glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=134217728:"
+            "glibc.malloc.trim_threshold=2147483648")
     assert (done.returncode, done.stdout) == (3, f"{tunables or ours} tune sft a b\n")

@@ -15,8 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from openhearth.kernels import select
-from openhearth.kernels.linear.native import PackedWeight, linear
+from openhearth.kernels.linear.native import PackedWeight, add_linear, linear
 
 
 class TrainedPair:
@@ -42,8 +41,7 @@ class _Adapted(torch.autograd.Function):
     def forward(ctx, x_TI, a_RI, b_OR, base, pair, out_dtype):
         hidden_TR = linear(x_TI, pair.packed_a)
         out_TO = linear(x_TI, base, out_dtype=out_dtype)
-        delta_TO = linear(hidden_TR, pair.packed_b, out_dtype=torch.float32)
-        _add(out_TO, delta_TO, pair.scale)
+        add_linear(out_TO, hidden_TR, pair.packed_b, pair.scale)
         ctx.save_for_backward(x_TI, hidden_TR, a_RI, b_OR)
         ctx.base, ctx.packed_a, ctx.scale = base, pair.packed_a, pair.scale
         return out_TO
@@ -59,11 +57,5 @@ class _Adapted(torch.autograd.Function):
         grad_x_TI = None
         if ctx.needs_input_grad[0]:
             grad_x_TI = linear(grad_TO, ctx.base.transposed())
-            _add(grad_x_TI, linear(inner_TR, ctx.packed_a.transposed(), out_dtype=torch.float32), 1.0)
+            add_linear(grad_x_TI, inner_TR, ctx.packed_a.transposed())
         return grad_x_TI, grad_a_RI, grad_b_OR, None, None, None
-
-
-def _add(out_TN: Tensor, delta_TN: Tensor, scale: float) -> None:
-    """Add scale * delta, float32, in place."""
-    select.native().add_scaled(select.isa_number(None), out_TN.data_ptr(), delta_TN.data_ptr(), *out_TN.shape,
-                               scale, out_TN.dtype == torch.bfloat16)

@@ -132,7 +132,6 @@ class Recorder:
         """Record y += scale * B(A(x)) for the rows that take a slot with a pair."""
         found = [pair for pair in pairs if pair is not None]
         low = self._buffer(max(pair.a.packed.num_outputs for pair in found), x.dtype)
-        delta = self._buffer(y.width, torch.float32)
         slots = []
         for pair in pairs:
             if pair is None:
@@ -142,8 +141,7 @@ class Recorder:
             assert (a.num_inputs, b.num_outputs, a.num_outputs) == (x.width, y.width, b.num_inputs)
             self._kept += [a, b]
             slots.append((_weight(a), _weight(b), pair.scale))
-        self._native.add_lora(x.buffer, low.buffer, delta.buffer, y.buffer, slots, _is_bf16(x.dtype),
-                              _is_bf16(y.dtype))
+        self._native.add_lora(x.buffer, low.buffer, y.buffer, slots, _is_bf16(x.dtype), _is_bf16(y.dtype))
         self._notes.append(_Note(Step("adapters", 0, 0), is_lora=True))
 
     def attend(self, layer: int, q: Traced, k: Traced, v: Traced, rotation: TracedRotation,

@@ -2,7 +2,8 @@
 
 A weight in bfloat16 has 8 bits: most updates are smaller than its last one and would be lost. Each keeps a
 float32 master that the optimizer moves; the weight is the master rounded. Gradients of several packs add up
-in float32 as they come, so a bfloat16 gradient lives only until its weight's hook has run.
+in float32 (`grad_total` of a parameter): native linear layers add theirs there themselves, unrounded; others
+come in the weight's type and live only until its hook has run.
 
 Source: arXiv 1711.05101, algorithm 2 (AdamW); 1710.03740, section 3.1 (master copies); clipping by the global
 norm, arXiv 1211.5063, section 3.2.
@@ -51,21 +52,13 @@ class Optimizer:
         self._moments = [{name: torch.zeros_like(master) for name, master in self._masters.items()
                           if name not in self._muon or moment == _MOMENTS[0]} for moment in _MOMENTS]
         for name, parameter in self.parameters.items():
-            parameter.register_post_accumulate_grad_hook(self._collector(name))
+            parameter.grad_total = self._grads[name]
+            parameter.register_post_accumulate_grad_hook(_collect)
 
     @property
     def num_trainable(self) -> int:
         """Numbers that learn."""
         return sum(master.numel() for master in self._masters.values())
-
-    def _collector(self, name: str):
-        total = self._grads[name]
-
-        def collect(parameter: nn.Parameter) -> None:
-            total.add_(parameter.grad)
-            parameter.grad = None
-
-        return collect
 
     def gradients(self) -> dict[str, Tensor]:
         """Return the sums since the last step, float32, by name."""
@@ -128,3 +121,9 @@ class Optimizer:
                 torch.autograd.graph.increment_version(parameter)  # its master is its own memory
             else:
                 parameter.copy_(self._masters[name])
+
+
+def _collect(parameter: nn.Parameter) -> None:
+    if parameter.grad is not None:  # else its layer has added it up already
+        parameter.grad_total.add_(parameter.grad)
+        parameter.grad = None

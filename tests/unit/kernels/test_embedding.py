@@ -38,3 +38,7 @@ def test_gradients_are_those_of_torch(dtype, isa):
     native.embed(ids_T, ours_VD, torch.float32, isa=isa).square().sum().backward()
     torch.nn.functional.embedding(ids_T, theirs_VD).float().square().sum().backward()
     assert torch.equal(ours_VD.grad, theirs_VD.grad)
+    ours_VD.grad, ours_VD.grad_total = None, torch.ones(6, 5)
+    native.embed(ids_T, ours_VD, torch.float32, isa=isa).square().sum().backward()
+    assert ours_VD.grad is None
+    torch.testing.assert_close(ours_VD.grad_total - 1, theirs_VD.grad.float(), rtol=1e-5, atol=1e-5)

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional
 
 from openhearth.errors import Unsupported, UsageError
-from openhearth.kernels.linear.native import PackedWeight, linear, linear_trained
+from openhearth.kernels.linear.native import PackedWeight, add_weight_grad, linear, linear_trained
 from openhearth.kernels.linear.reference import linear as reference_linear
 from openhearth.kernels.select import NATIVE_ISAS, missing, native, set_num_threads
 
@@ -207,6 +207,42 @@ def test_gradients_are_those_of_torch(isa, dtype):
     frozen = x_TK.clone().requires_grad_()
     linear(frozen, packed, isa=isa).backward(grad_TN)
     assert torch.equal(frozen.grad, ours[0].grad)
+
+
+@every_isa
+@every_dtype
+@pytest.mark.parametrize("num_rows", [0, 1, 19, 70])
+def test_a_total_takes_the_gradient_unrounded(isa, dtype, num_rows):
+    x_TK, weight_NK, _ = draw(num_rows, 35, 33, dtype)
+    grad_TN = torch.randn(num_rows, 35, generator=torch.Generator().manual_seed(3)).to(dtype)
+    weight_NK.requires_grad_()
+    weight_NK.grad_total = torch.full((35, 33), 0.5)
+    for _ in range(2):
+        linear_trained(x_TK, PackedWeight(weight_NK), weight_NK, isa=isa).backward(grad_TN)
+    wanted_NK = 0.5 + 2 * (grad_TN.double().t() @ x_TK.double())
+    assert weight_NK.grad is None
+    torch.testing.assert_close(weight_NK.grad_total.double(), wanted_NK, rtol=1e-5, atol=1e-5)
+
+
+@every_isa
+def test_a_total_does_not_depend_on_threads(isa):
+    x_TK, _, _ = draw(200, 1, 100, torch.bfloat16)
+    grad_TN = torch.randn(200, 130, generator=torch.Generator().manual_seed(3)).bfloat16()
+    found = []
+    for num_threads in (1, 3):
+        set_num_threads(num_threads)
+        found.append(torch.zeros(130, 100))
+        add_weight_grad(found[-1], grad_TN, x_TK, isa=isa)
+    assert torch.equal(*found)
+
+
+def test_a_total_that_does_not_fit_is_refused():
+    grad_TN, x_TK, total_NK = torch.zeros(4, 3), torch.zeros(4, 5), torch.zeros(3, 5)
+    for total, grad, x in ((total_NK.t().contiguous(), grad_TN, x_TK), (total_NK.bfloat16(), grad_TN, x_TK),
+                           (torch.zeros(5, 3).t(), grad_TN, x_TK), (total_NK, grad_TN[:3], x_TK),
+                           (total_NK, grad_TN.bfloat16(), x_TK), (total_NK, grad_TN.half(), x_TK.half())):
+        with pytest.raises(UsageError):
+            add_weight_grad(total, grad, x)
 
 
 @every_isa

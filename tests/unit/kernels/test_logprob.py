@@ -163,6 +163,23 @@ def test_gradients_are_those_of_a_log_softmax_in_float64(num_rows, temperature):
             assert (found.double() - want).abs().max() <= 2e-5 * want.abs().max()
 
 
+def test_a_head_with_a_total_adds_every_chunk_there():
+    num_rows = CHUNK_BYTES // (4 * MANY) + 50
+    hidden_TD = noise(num_rows, 12, scale=1.0).requires_grad_()
+    weight_VD = noise(MANY, 12, seed=1).requires_grad_()
+    packed = PackedWeight(weight_VD)
+
+    def found_gradients():
+        return gradients(hidden_TD, weight_VD, lambda hidden: linear_trained(hidden, packed, weight_VD),
+                         targets_of(num_rows, MANY), torch.ones(num_rows), 1.0)
+
+    wanted = found_gradients()
+    weight_VD.grad_total = torch.ones(MANY, 12)
+    found = found_gradients()
+    assert found[1] is None and torch.equal(found[0], wanted[0])
+    torch.testing.assert_close(weight_VD.grad_total - 1, wanted[1], rtol=1e-4, atol=1e-5)
+
+
 def test_a_frozen_packed_head_gives_the_hidden_states_their_gradient():
     hidden_TD, weight_VD = noise(6, 8, scale=1.0).requires_grad_(), noise(100, 8, seed=1)
     targets_T = targets_of(6, 100)

@@ -1,23 +1,39 @@
-"""Rows of the embedding table on the CPU: native/rows.h, callable under autograd. Exact."""
+"""Rows of the embedding table on the CPU: native/rows.h, callable under autograd. Exact.
+
+A table with `grad_total`, float32 [V, D], has its gradient added there, and none in `grad`.
+"""
 
 # T tokens, V vocabulary, D numbers of a row
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from openhearth.errors import UsageError
-from openhearth.kernels import recompute, select
-from openhearth.kernels.embedding import reference
+from openhearth.kernels import select
 
 
 def embed(token_ids_T: Tensor, table_VD: Tensor, out_dtype: torch.dtype, *, isa: str | None = None) -> Tensor:
     """As the reference; out_dtype is that of the table, or float32. Raises: UsageError for types and ids."""
-    return recompute.call(functools.partial(_embed, token_ids_T, out_dtype, isa),
-                          lambda table_VD: reference.embed(token_ids_T, table_VD, out_dtype), table_VD)
+    if torch.is_grad_enabled() and table_VD.requires_grad:
+        return _Embedded.apply(table_VD, token_ids_T, out_dtype, isa)
+    return _embed(token_ids_T, out_dtype, isa, table_VD)
+
+
+class _Embedded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table_VD, token_ids_T, out_dtype, isa):
+        ctx.token_ids_T, ctx.shape, ctx.dtype = token_ids_T, table_VD.shape, table_VD.dtype
+        ctx.total_VD = getattr(table_VD, "grad_total", None)
+        return _embed(token_ids_T, out_dtype, isa, table_VD.detach())
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_TD):
+        total_VD = torch.zeros(ctx.shape) if ctx.total_VD is None else ctx.total_VD
+        total_VD.index_add_(0, ctx.token_ids_T.long(), grad_TD.float())
+        return total_VD.to(ctx.dtype) if ctx.total_VD is None else None, None, None, None
 
 
 def _embed(token_ids_T: Tensor, out_dtype: torch.dtype, isa: str | None, table_VD: Tensor) -> Tensor:

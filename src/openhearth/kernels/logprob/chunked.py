@@ -149,18 +149,24 @@ def chunked_backward(head: Head, hidden_TD: Tensor, trained: list[Tensor], needs
     """
     needs_hidden, *needs_trained = needs
     wanted = [tensor for tensor, is_needed in zip(trained, needs_trained, strict=True) if is_needed]
-    # Added up in float32: in bfloat16 a chunk's share would vanish beside those before it.
-    sums = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in wanted]
+    # Added up in float32: in bfloat16 a chunk's share would vanish beside those before it. None of what the
+    # head's own layer has added up already (`grad_total`).
+    sums: list[Tensor | None] = [None for _ in wanted]
     grad_hidden_TD = torch.empty_like(hidden_TD) if needs_hidden else None
     for rows, hidden_CD, logits_CV in logit_chunks(head, hidden_TD, size, needs_grad=needs_hidden):
         grad_CV = grad_logits(rows, logits_CV.detach())
         _mark_written(logits_CV)
-        found = torch.autograd.grad(logits_CV, [hidden_CD] * needs_hidden + wanted, grad_CV)
+        found = torch.autograd.grad(logits_CV, [hidden_CD] * needs_hidden + wanted, grad_CV,
+                                    allow_unused=True)
         if needs_hidden:
             grad_hidden_TD[rows], *found = found
-        for total, part in zip(sums, found, strict=True):
-            _add(total, part)
-    grads = iter([total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)])
+        for place, part in enumerate(found):
+            if part is not None and sums[place] is None:
+                sums[place] = torch.zeros_like(part, dtype=torch.float32)
+            if part is not None:
+                _add(sums[place], part)
+    grads = iter([None if total is None else total.to(tensor.dtype)
+                  for total, tensor in zip(sums, wanted, strict=True)])
     return [grad_hidden_TD, *(next(grads) if is_needed else None for is_needed in needs_trained)]
 
 
@@ -183,14 +189,15 @@ def logit_chunks(head: Head, hidden_TD: Tensor, size: int,
     else whether the hidden states want a gradient.
     """
     start = 0
-    while start < len(hidden_TD):
-        rows = slice(start, min(start + size, len(hidden_TD)))
-        with torch.set_grad_enabled(needs_grad is not None):
-            hidden_CD = hidden_TD[rows].detach().requires_grad_(bool(needs_grad))
-            logits_CV = logits_of(head, hidden_CD)
-        start, size = rows.stop, chunk_rows(logits_CV)
-        yield rows, hidden_CD, logits_CV
-        del logits_CV, hidden_CD
+    with packed_linear.shared_transposes():
+        while start < len(hidden_TD):
+            rows = slice(start, min(start + size, len(hidden_TD)))
+            with torch.set_grad_enabled(needs_grad is not None):
+                hidden_CD = hidden_TD[rows].detach().requires_grad_(bool(needs_grad))
+                logits_CV = logits_of(head, hidden_CD)
+            start, size = rows.stop, chunk_rows(logits_CV)
+            yield rows, hidden_CD, logits_CV
+            del logits_CV, hidden_CD
 
 
 def _mask_(logits_CV: Tensor, kept: KeptTokens | None, rows: slice) -> None:
