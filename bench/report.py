@@ -64,6 +64,8 @@ def results_pages(found: dict[str, dict[str, Any]]) -> dict[str, str]:
         sections += [CLIENTS_HEAD.format(**{name: served[0][name] for name in ("peer", "model", "cores")},
                                          tried=max(1, tried)),
                      *(_clients_text(record) for record in served)]
+    if "soak" in found:
+        sections.append(_soak_text(found["soak"]))
     if "perplexity" in found:
         sections += _perplexity_sections(found["perplexity"])
     return pages | {"results.md": "\n\n".join(sections) + "\n"}
@@ -111,6 +113,16 @@ def _clients_text(record: dict[str, Any]) -> str:
     return f"{about}\n" + _table(["clients", "openhearth, tokens/s", "first token, s: median / 99 %",
                                   f"{record['peer']}, tokens/s", "first token, s: median / 99 %", "ratio",
                                   "its command"], lines)
+
+
+def _soak_text(record: dict[str, Any]) -> str:
+    waits, gaps = (record[name] for name in ("first_token_s", "between_tokens_s"))
+    return SOAK.format(
+        **{name: record[name] for name in ("model", "cores", "clients", "words", "tokens", "failures")},
+        minutes=record["wall_s"] / 60, asked=record["answers"] + record["left"], left=record["left"],
+        rate=record["tokens_per_s"], first=waits["p50"], last=waits["p99"], gap=1000 * gaps["p50"],
+        wide=1000 * gaps["p99"], overhead=100 * record["overhead_share"], grown=record["memory_grew_mib"],
+        problems=", ".join(record["problems"]) or "none")
 
 
 def _smooth(values: list[float]) -> list[float]:
@@ -363,6 +375,16 @@ Prompts of {words[0]} to {words[1]} words, answers of {tokens[0]} to {tokens[1]}
 {seconds:.0f} s each, weights here `{weights}`:
 """
 SERVED = ("serve", "serve_short")
+SOAK = """\
+## Clients that come and go
+
+`hearth serve` ({model}, {cores} cores, clients on the same ones) for {minutes:.0f} minutes with {clients}
+streaming clients at a time, prompts of {words[0]} to {words[1]} words, answers of {tokens[0]} to {tokens[1]}
+tokens (`bench/load.py`): {asked:,} requests, {left:,} of them left in the middle of the answer, {failures}
+failed; {rate:.0f} tokens/s, first token after {first:.2f} s (99 %: {last:.2f} s), {gap:.0f} ms between tokens
+(99 %: {wide:.0f} ms). HTTP, templates and detokenising took {overhead:.1f} % of the engine's processor time.
+Left over on the idle server (pages, threads, files, leases): {problems}; memory grew by {grown:.0f} MiB.
+"""
 FORMATS_HEAD = """\
 ## What a weight format costs
 
@@ -398,7 +420,7 @@ def main() -> int:
     if "cpu" in found:
         held_back = [found[name] for name in ("cpu-avx512", "cpu-avx2") if name in found]
         pages |= performance_pages(found["cpu"], held_back)
-    if found.keys() & {"learning", "sft_curve", *SERVED, "perplexity"}:
+    if found.keys() & {"learning", "sft_curve", *SERVED, "soak", "perplexity"}:
         pages |= results_pages(found)
     if "on_policy" in found and (tune := options.docs / "tune.md").exists():
         pages |= tune_page(found["on_policy"], tune.read_text(encoding="utf-8"))

@@ -228,3 +228,17 @@ def test_clients_of_two_servers_have_their_table(tmp_path):
     assert "Prompts of 20 to 20 words" in text
     ratio = "**2.00x** (1.90 to 2.20)"
     assert f"| 8 | 400 | 0.25 / 1.50 | 200 | 0.25 / 1.50 | {ratio} | `other -m file` |" in text
+
+
+def test_a_long_load_has_its_numbers(tmp_path):
+    (tmp_path / "soak.json").write_text(json.dumps({
+        "model": "m", "cores": 2, "clients": 64, "words": [4, 300], "tokens": [16, 128], "wall_s": 603.0,
+        "answers": 3000, "left": 1000, "failures": 0, "tokens_per_s": 479.2, "overhead_share": 0.0419,
+        "first_token_s": {"p50": 0.25, "p99": 1.5}, "between_tokens_s": {"p50": 0.12, "p99": 0.3},
+        "memory_grew_mib": 26.5, "problems": ["files: 12 before, 13 after"]}), encoding="utf-8")
+    (tmp_path / "docs").mkdir()
+    assert report("--results", tmp_path, "--docs", tmp_path / "docs").returncode == 0
+    text = " ".join((tmp_path / "docs" / "results.md").read_text(encoding="utf-8").split())
+    for words in ("4,000 requests, 1,000 of them left", "took 4.2 % of the engine", "for 10 minutes",
+                  "files: 12 before, 13 after; memory grew by 26 MiB", "0.25 s (99 %: 1.50 s), 120 ms"):
+        assert words in text, text
