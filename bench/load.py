@@ -56,6 +56,7 @@ class OurServer:
                                         stdout=subprocess.PIPE, text=True)
         found = self._read()
         self.url, self.model, self.context = found["url"], found["model"], found["context"]
+        self.weights = found["weights"]
 
     def state(self) -> dict[str, Any]:
         """Return what `load_server.state` says."""
@@ -193,7 +194,7 @@ def compare(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
                          "command": _shown(command),
                          "tried": {_shown(one): rate for one, rate in rates.items()},
                          "openhearth": _joined(asked[0].seen), "peer": _joined(asked[1].seen)})
-    report = {"weights": options.weights, "peer": peer.name, "seconds": options.seconds, "rows": rows}
+    report = {"weights": ours.weights, "peer": peer.name, "seconds": options.seconds, "rows": rows}
     return report, failures[:1]
 
 

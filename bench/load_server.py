@@ -88,8 +88,9 @@ def main() -> None:
     thread = threading.Thread(target=lambda: running.run(sockets=[bound]))
     thread.start()
     is_ready.wait()
-    print(json.dumps({"url": listening.address_of(bound), "model": "model",
-                      "context": models.first.plan.context_length}), flush=True)
+    plan = models.first.plan
+    print(json.dumps({"url": listening.address_of(bound), "model": "model", "context": plan.context_length,
+                      "weights": plan.weights.reason or plan.weights.form}), flush=True)
     for _ in sys.stdin:
         print(json.dumps(state(models)), flush=True)
     running.should_exit = True

@@ -372,7 +372,7 @@ the other server the one that was fastest alone with so many clients is compared
 """
 CLIENTS_WORK = """\
 Prompts of {words[0]} to {words[1]} words, answers of {tokens[0]} to {tokens[1]} tokens, {rounds} rounds of
-{seconds:.0f} s each, weights here `{weights}`:
+{seconds:.0f} s each; weights here: {weights}.
 """
 SERVED = ("serve", "serve_short")
 SOAK = """\

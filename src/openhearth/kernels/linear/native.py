@@ -62,9 +62,10 @@ def linear_trained(x_TK: Tensor, packed: PackedWeight, weight_NK: Tensor, bias_N
 
 
 def add_weight_grad(total_NK: Tensor, grad_TN: Tensor, x_TK: Tensor, *, isa: str | None = None) -> None:
-    """Add grad.T @ x to a contiguous float32 total: native/linear.h.
+    """Add grad.T @ x to a contiguous float32 total [N, K]: native/linear.h.
 
-    grad and x: of one type, bfloat16 or float32. The sum over T rounds as in `linear`. Raises: UsageError.
+    grad [T, N] and x [T, K]: of one type, bfloat16 or float32. The sum over T rounds as in `linear`.
+    Raises: UsageError.
     """
     (num_rows, num_outputs), num_inputs = grad_TN.shape, x_TK.shape[1]
     if x_TK.dtype != grad_TN.dtype or x_TK.dtype not in _DTYPES or len(x_TK) != num_rows:
@@ -149,7 +150,7 @@ def _forward(x_TK: Tensor, packed: PackedWeight, out_dtype: torch.dtype | None, 
 
 def add_linear(out_TN: Tensor, x_TK: Tensor, packed: PackedWeight, scale: float = 1.0, *,
                isa: str | None = None) -> None:
-    """Add scale * (x @ weight.T + bias) to contiguous rows, in float32 and rounded once to their type.
+    """Add scale * (x @ weight.T + bias) to contiguous rows [T, N], in float32, rounded once to their type.
 
     The bits are those of `linear` in float32, times the scale, added. Without autograd. Raises: as `linear`.
     """
