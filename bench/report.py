@@ -60,9 +60,7 @@ def results_pages(found: dict[str, dict[str, Any]]) -> dict[str, str]:
         sections += [_curve_text(record), "![Loss by step, here and in TRL](results-sft.svg)"]
     served = [found[name] for name in SERVED if name in found]
     if served:
-        tried = max(len(row["tried"]) for record in served for row in record["rows"])
-        sections += [CLIENTS_HEAD.format(**{name: served[0][name] for name in ("peer", "model", "cores")},
-                                         tried=max(1, tried)),
+        sections += [CLIENTS_HEAD.format(**{name: served[0][name] for name in ("peer", "model", "cores")}),
                      *(_clients_text(record) for record in served)]
     if "soak" in found:
         sections.append(_soak_text(found["soak"]))
@@ -109,7 +107,8 @@ def _clients_text(record: dict[str, Any]) -> str:
                       f"`{row['command']}`"])
     about = CLIENTS_WORK.format(
         words=record["words"], tokens=record["tokens"], rounds=len(record["rows"][0]["ratios"]),
-        seconds=record["seconds"], weights=record["weights"])
+        seconds=record["seconds"], weights=record["weights"],
+        tried=max(1, len(record["rows"][0]["tried"])))
     return f"{about}\n" + _table(["clients", "openhearth, tokens/s", "first token, s: median / 99 %",
                                   f"{record['peer']}, tokens/s", "first token, s: median / 99 %", "ratio",
                                   "its command"], lines)
@@ -367,12 +366,12 @@ CLIENTS_HEAD = """\
 
 `hearth serve` beside {peer} (`bench/load.py --peer`), {model} over HTTP on {cores} cores: streaming chats
 from so many clients at a time, both servers in turns; clients and servers share the cores. Tokens are those
-that clients received, the ratio the median of the paired rounds (lowest to highest). Of {tried} commands of
-the other server the one that was fastest alone with so many clients is compared.
+that clients received, the ratio the median of the paired rounds (lowest to highest). Where several commands
+of the other server were tried, the one that was fastest alone with so many clients is compared.
 """
 CLIENTS_WORK = """\
 Prompts of {words[0]} to {words[1]} words, answers of {tokens[0]} to {tokens[1]} tokens, {rounds} rounds of
-{seconds:.0f} s each; weights here: {weights}.
+{seconds:.0f} s each; weights here: {weights}; commands tried: {tried}.
 """
 SERVED = ("serve", "serve_short")
 SOAK = """\

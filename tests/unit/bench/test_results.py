@@ -224,7 +224,8 @@ def test_clients_of_two_servers_have_their_table(tmp_path):
     (tmp_path / "docs").mkdir()
     assert report("--results", tmp_path, "--docs", tmp_path / "docs").returncode == 0
     text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
-    assert "beside other" in text and "Of 2 commands" in text and text.count("3 rounds of\n20 s") == 2
+    assert "beside other" in text and text.count("commands tried: 2.") == 2
+    assert text.count("3 rounds of\n20 s") == 2
     assert "Prompts of 20 to 20 words" in text
     ratio = "**2.00x** (1.90 to 2.20)"
     assert f"| 8 | 400 | 0.25 / 1.50 | 200 | 0.25 / 1.50 | {ratio} | `other -m file` |" in text
