@@ -17,7 +17,8 @@ target_link_libraries(kernels PUBLIC Threads::Threads)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID_P EQUAL 8)
   target_compile_definitions(kernels PRIVATE HEARTH_X86)
-  set(avx2_files "${here}/linear_avx2.cpp" "${here}/linear_blocks_avx2.cpp" "${here}/linear_bytes_avx2.cpp" "${here}/rows_avx2.cpp"
+  set(avx2_files "${here}/linear_avx2.cpp" "${here}/linear_blocks_avx2.cpp" "${here}/linear_bytes_avx2.cpp"
+                 "${here}/quantize_avx2.cpp" "${here}/rows_avx2.cpp"
                  "${here}/attention_avx2.cpp" "${here}/vocab_avx2.cpp" "${here}/gradients_avx2.cpp")
   target_sources(kernels PRIVATE ${avx2_files})
   set_source_files_properties(${avx2_files} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c")
@@ -28,7 +29,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND CMAKE_SIZEOF_VOID
   if(HAS_AVX512)
     target_compile_definitions(kernels PRIVATE HEARTH_HAS_AVX512)
     set(avx512_files "${here}/linear_avx512.cpp" "${here}/linear_blocks_avx512.cpp" "${here}/linear_bytes_avx512.cpp"
-                     "${here}/rows_avx512.cpp"
+                     "${here}/quantize_avx512.cpp" "${here}/rows_avx512.cpp"
                      "${here}/attention_avx512.cpp" "${here}/attention_tiles_avx512.cpp"
                      "${here}/vocab_avx512.cpp" "${here}/gradients_avx512.cpp"
                      "${here}/linear_gradient_avx512.cpp")

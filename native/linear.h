@@ -164,7 +164,12 @@ void columns_to_rows_avx512(const std::uint16_t* rows, std::int64_t stride, std:
 
 // Quantises rows of numbers, stride bytes apart, to the blocks that a GGUF file would hold: q8_0, or q4_1 with
 // scale and minimum of least squared error among a few candidates. out: contiguous blocks.
-void quantize_rows(const void* rows, std::int64_t stride, Number number, std::int64_t num_rows,
+// Every instruction set gives the same bytes.
+void quantize_rows(Isa isa, const void* rows, std::int64_t stride, Number number, std::int64_t num_rows,
                    std::int64_t num_inputs, Format format, void* out);
+
+// One row of num_groups groups, for quantize.cpp.
+void quantize_row_avx2(const void* row, Number number, Format format, std::int64_t num_groups, char* blocks);
+void quantize_row_avx512(const void* row, Number number, Format format, std::int64_t num_groups, char* blocks);
 
 }  // namespace hearth

@@ -86,12 +86,13 @@ std::int64_t call_weight_grad_bytes(std::int64_t num_rows, std::int64_t num_outp
     return weight_grad_bytes(num_rows, num_outputs, num_inputs, number_of(is_bf16));
 }
 
-void call_quantize(Address rows, std::int64_t stride, bool is_bf16, std::int64_t num_rows, std::int64_t num_inputs,
+void call_quantize(int isa, Address rows, std::int64_t stride, bool is_bf16, std::int64_t num_rows, std::int64_t num_inputs,
                    int format, Address out) {
     const Format chosen = format_of(format);
     if (chosen != Format::q8_0 && chosen != Format::q4_1) throw nb::value_error("weights become q8_0 or q4_1");
+    const Isa path = usable(isa);
     nb::gil_scoped_release without_lock;
-    quantize_rows(at(rows), stride, number_of(is_bf16), num_rows, num_inputs, chosen, at<void>(out));
+    quantize_rows(path, at(rows), stride, number_of(is_bf16), num_rows, num_inputs, chosen, at<void>(out));
 }
 
 void call_rms_norm(int isa, Address x, std::int64_t x_stride, Address delta, std::int64_t delta_stride, Address weight,

@@ -39,7 +39,7 @@ std::unique_ptr<Guarded> draw_weight(std::int64_t outputs, std::int64_t inputs, 
     }
     const std::int64_t block_bytes = inputs / kGroup * (format == Format::q8_0 ? 34 : 20);
     Guarded blocks(std::size_t(outputs * block_bytes), is_at_end);
-    quantize_rows(weight.memory.as<char>(), row_bytes, number, outputs, inputs, format, blocks.as<char>());
+    quantize_rows(Isa::avx2, weight.memory.as<char>(), row_bytes, number, outputs, inputs, format, blocks.as<char>());
     pack_rows(blocks.as<char>(), block_bytes, nullptr, outputs, inputs, format, packed->as<char>(), 0);
     return packed;
 }

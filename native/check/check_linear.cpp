@@ -172,13 +172,13 @@ void check_blocks(Isa isa, const char* name, const std::int64_t* shape, const Bl
     }
 }
 
-void check_quantizing(Format format, std::int64_t block_bytes, bool is_at_end) {
-    const std::int64_t shape[3] = {0, 37, 96};
+void check_quantizing(Isa isa, Format format, std::int64_t block_bytes, bool is_at_end) {
+    const std::int64_t shape[3] = {0, 37, 96 + 32 * 17};
     for (Number number : {Number::f32, Number::bf16}) {
         Numbers weight(shape[1] * shape[2], number, is_at_end);
         for (std::int64_t i = 0; i < shape[1] * shape[2]; ++i) weight.set(i, draw());
         Guarded blocks(std::size_t(shape[1] * shape[2] / kGroup * block_bytes), is_at_end);
-        quantize_rows(weight.memory.as<char>(), shape[2] * (number == Number::bf16 ? 2 : 4), number, shape[1], shape[2],
+        quantize_rows(isa, weight.memory.as<char>(), shape[2] * (number == Number::bf16 ? 2 : 4), number, shape[1], shape[2],
                       format, blocks.as<char>());
         Guarded packed(std::size_t(packed_bytes(shape[1], shape[2], format)), is_at_end);
         pack_rows(blocks.as<char>(), shape[2] / kGroup * block_bytes, nullptr, shape[1], shape[2], format,
@@ -289,11 +289,11 @@ int main(int num_arguments, char**) {
                 for (bool is_at_end : {false, true}) check_blocks(one.isa, one.name, shape, block, is_at_end);
             }
         }
+        for (bool is_at_end : {false, true}) {
+            check_quantizing(one.isa, Format::q8_0, 34, is_at_end);
+            check_quantizing(one.isa, Format::q4_1, 20, is_at_end);
+        }
         std::printf("%s: checked\n", one.name);
-    }
-    for (bool is_at_end : {false, true}) {
-        check_quantizing(Format::q8_0, 34, is_at_end);
-        check_quantizing(Format::q4_1, 20, is_at_end);
     }
     check_tile_config();
     check_pool();

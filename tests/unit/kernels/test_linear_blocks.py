@@ -266,6 +266,22 @@ def test_quantising_takes_equal_and_tiny_numbers():
         torch.testing.assert_close(found_NK, weight_NK, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("format", ["Q8_0", "Q4_1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_instruction_set_quantises_to_the_same_bytes(dtype, format):
+    generator = torch.Generator().manual_seed(7)
+    weight_NK = torch.randn(70, 32 * 19, generator=generator).to(dtype)
+    weight_NK[1] = weight_NK[1] * 1e-4 + 3.0
+    weight_NK[2, :40] = float("nan")
+    weight_NK[3, 5] = float("inf")
+    weight_NK[4] = 0.0
+    isas = [isa for isa in NATIVE_ISAS if not missing(isa)]
+    found = {isa: quantize(weight_NK, format, isa=isa).data for isa in isas}
+    for isa in isas:
+        assert torch.equal(found[isa], found[isas[-1]]), isa
+    assert torch.equal(quantize(weight_NK[5:6, :32], format).data, found[isas[0]][5:6, :found[isas[0]].shape[1] // 19])
+
+
 ONES = quantize(torch.ones(2, 32), "Q8_0")
 
 

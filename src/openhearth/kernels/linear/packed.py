@@ -21,7 +21,7 @@ from torch import Tensor
 from openhearth.errors import Unsupported, UsageError
 from openhearth.formats.ggml_types import BLOCK_TYPES
 from openhearth.kernels.memory import take_bytes
-from openhearth.kernels.select import NATIVE_ISAS, native
+from openhearth.kernels.select import NATIVE_ISAS, isa_number, native
 
 PANEL = 32
 FORMATS = {"F32": 0, "BF16": 1, "Q8_0": 2, "Q4_0": 3, "Q4_1": 4, "Q4_K": 5}
@@ -83,11 +83,12 @@ def block_rows(raw: Tensor, format: str, shape: Sequence[int], source_rows: Tens
     return Rows(raw.view(num_rows, -1), format, num_inputs, source_rows)
 
 
-def quantize(weight_NK: Tensor, format: str) -> Rows:
+def quantize(weight_NK: Tensor, format: str, *, isa: str | None = None) -> Rows:
     """Quantise a plain weight in groups of 32 inputs: "Q8_0", or "Q4_1" with a float16 minimum per group.
 
     Q8_0 rounds to multiples of a group's largest size / 127. Q4_1 takes, of a few ranges and least
-    squares fits, the scale and minimum that leave the least squared error. Raises: Unsupported for
+    squares fits, the scale and minimum that leave the least squared error. Every isa gives the same bytes;
+    None is the process's choice. Raises: UsageError for an isa missing here; Unsupported for
     another format, or inputs that are no multiple of 32.
     """
     rows = number_rows(weight_NK)
@@ -96,8 +97,9 @@ def quantize(weight_NK: Tensor, format: str) -> Rows:
                           why="weights become Q8_0 or Q4_1, in groups of 32 inputs")
     num_bytes = rows.num_inputs // 32 * BLOCK_TYPES[format].num_bytes
     blocks_NB = torch.empty(rows.num_rows, num_bytes, dtype=torch.uint8)
-    module_of_kernels().quantize_rows(rows.data.data_ptr(), _stride_bytes(rows.data), rows.format == "BF16",
-                            rows.num_rows, rows.num_inputs, FORMATS[format], blocks_NB.data_ptr())
+    module_of_kernels().quantize_rows(isa_number(isa), rows.data.data_ptr(), _stride_bytes(rows.data),
+                                      rows.format == "BF16", rows.num_rows, rows.num_inputs, FORMATS[format],
+                                      blocks_NB.data_ptr())
     return Rows(blocks_NB, format, rows.num_inputs)
 
 
