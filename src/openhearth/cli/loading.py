@@ -81,15 +81,19 @@ def load_stored(stored: StoredModel, ref: str | None, config: Config, settings: 
         return load(ref, dtype=settings.dtype, weights=settings.weights,
                     context_length=settings.context_length, num_threads=settings.num_threads,
                     cache_dtype=settings.cache_dtype, adapter=settings.adapter, speculate=settings.speculate,
-                    draft=settings.draft, config=config, on_load=line.update, on_choice=_note_streaming)
+                    draft=settings.draft, config=config, on_load=line.update, on_choice=_note_size)
 
 
-def _note_streaming(weights: WeightChoice, checkpoint: Checkpoint, model: ModelSpec) -> None:
-    """Say on stderr what happens where the weights do not fit into memory."""
+def _note_size(weights: WeightChoice, checkpoint: Checkpoint, model: ModelSpec) -> None:
+    """Say on stderr what happens where the weights do not fit into memory as they are."""
     if weights.resident_bytes is not None:
-        from openhearth.cli.streaming import describe_streaming
+        from openhearth.cli.oversize import describe_streaming
 
         print_note(describe_streaming(weights, model, checkpoint))
+    elif weights.is_reduced:
+        from openhearth.cli.oversize import describe_quantising
+
+        print_note(describe_quantising(weights, checkpoint))
 
 
 def note_other_base(model: LocalModel) -> None:

@@ -50,7 +50,8 @@ class WeightChoice:
     """The form chosen, the activations' dtype, and why.
 
     num_bytes: of all weights; resident_bytes: of those that stay in memory, the others being read from the
-    file at every step; None: all stay.
+    file at every step; None: all stay. is_reduced: the file's own form does not fit into memory, the
+    weights are quantised while they load.
 
     Example: ``WeightChoice("stored", "bfloat16", "Q4_1 as in the file", 98000000)``.
     """
@@ -60,6 +61,7 @@ class WeightChoice:
     reason: str
     num_bytes: int
     resident_bytes: int | None = None
+    is_reduced: bool = False
 
     @property
     def held_bytes(self) -> int:
@@ -116,7 +118,8 @@ def _fitting(dtype: str, checkpoint: Checkpoint, spec: ModelSpec, available: int
     if chosen != first:
         reason = f"{first} needs {format_bytes(sizes[first])} of {format_bytes(available)} that are free"
     computed = "float32" if chosen == "float32" else "bfloat16"
-    return _holding(WeightChoice(chosen, computed, reason, sizes[chosen]), available, has_native=True)
+    choice = WeightChoice(chosen, computed, reason, sizes[chosen], is_reduced=chosen != first)
+    return _holding(choice, available, has_native=True)
 
 
 def _holding(choice: WeightChoice, available: int, has_native: bool) -> WeightChoice:

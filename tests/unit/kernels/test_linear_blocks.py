@@ -279,7 +279,8 @@ def test_every_instruction_set_quantises_to_the_same_bytes(dtype, format):
     found = {isa: quantize(weight_NK, format, isa=isa).data for isa in isas}
     for isa in isas:
         assert torch.equal(found[isa], found[isas[-1]]), isa
-    assert torch.equal(quantize(weight_NK[5:6, :32], format).data, found[isas[0]][5:6, :found[isas[0]].shape[1] // 19])
+    alone = quantize(weight_NK[5:6, :32], format).data
+    assert torch.equal(alone, found[isas[0]][5:6, :alone.shape[1]])
 
 
 ONES = quantize(torch.ones(2, 32), "Q8_0")

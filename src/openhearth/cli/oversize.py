@@ -37,6 +37,21 @@ def describe_streaming(weights: WeightChoice, spec: ModelSpec, checkpoint: Check
             f"{format_seconds(cost.seconds)} a token")
 
 
+def describe_quantising(weights: WeightChoice, checkpoint: Checkpoint) -> str:
+    """Return the sentence that says why weights are quantised while they load, and how long that takes.
+
+    Probes as `describe_streaming`: every byte of the file is read once, every matrix quantised and packed.
+    """
+    typical = typical_tensor(checkpoint)
+    stored_bytes = sum(entry.num_bytes for entry in checkpoint.tensors.values())
+    rate = read_rate(typical.path)
+    packing = pack_rate(typical.type, packed_format(typical.type, typical.name, typical.shape, weights.form))
+    seconds = stored_bytes / rate + weights.num_bytes / packing
+    return (f"weights become {weights.form} while they load: {weights.reason}; reading "
+            f"{format_bytes(stored_bytes)} at {format_bytes(rate)}/s and quantising take about "
+            f"{format_seconds(seconds)}")
+
+
 def typical_tensor(checkpoint: Checkpoint) -> TensorEntry:
     """Return the largest tensor of the type that has most of a file's bytes."""
     num_bytes: Counter[str] = Counter()

@@ -3,10 +3,10 @@
 import pytest
 from support.tiny import build_llama
 
-from openhearth.cli.streaming import StepCost, cost_of_step, describe_streaming, pack_rate
+from openhearth.cli.oversize import StepCost, cost_of_step, describe_quantising, describe_streaming, pack_rate
 from openhearth.formats import open_checkpoint
 from openhearth.kernels import select
-from openhearth.spec import WeightChoice, read_spec
+from openhearth.spec import WeightChoice, choose_weights, read_spec, weight_bytes
 
 is_native = pytest.mark.skipif(not select.chosen().is_native, reason="plain torch has packed weights only")
 
@@ -40,3 +40,17 @@ def test_the_sentence_says_both_rates(tmp_path):
     weights = WeightChoice("bfloat16", "bfloat16", "", 10 * 10**9, resident_bytes=4 * 10**9)
     text = describe_streaming(weights, read_spec(checkpoint), checkpoint)
     assert "3.7 GiB stay in memory" in text and text.count("/s") == 2 and "and packed, at" in text
+
+
+@is_native
+def test_weights_that_are_quantised_to_fit_say_so_and_how_long_it_takes(tmp_path):
+    build_llama(tmp_path, with_tokenizer=False)
+    checkpoint = open_checkpoint(tmp_path)
+    spec = read_spec(checkpoint)
+    room = int(1.3 * weight_bytes(checkpoint, spec, "int8"))
+    weights = choose_weights("auto", "bfloat16", checkpoint, spec, has_native=True, available_bytes=room)
+    assert weights.is_reduced and weights.resident_bytes is None
+    text = describe_quantising(weights, checkpoint)
+    assert "weights become int8" in text and "bfloat16 needs" in text and "take about" in text
+    ample = choose_weights("auto", "bfloat16", checkpoint, spec, has_native=True, available_bytes=10**9)
+    assert not ample.is_reduced
