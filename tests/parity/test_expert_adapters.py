@@ -77,7 +77,8 @@ def test_the_layout_of_later_versions_is_the_same_adapter(tmp_path):
         key.replace(STACK, f"{STACK}.base_layer"): tensor.clone() for key, tensor in tensors.items()
         if key.startswith(f"{STACK}.lora")}), "twice"),
     (lambda tensors: tensors.update({
-        key.replace("layers.1", "layers.2"): tensor.clone() for key, tensor in tensors.items()}), "does not have"),
+        key.replace("layers.1", "layers.2"): tensor.clone()
+        for key, tensor in tensors.items()}), "does not have"),
 ])
 def test_a_stack_that_does_not_fit_is_refused(change, problem, tmp_path):
     peft_adapter(tmp_path, "qwen3_moe", ALL)

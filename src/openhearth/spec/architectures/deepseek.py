@@ -177,9 +177,9 @@ ROWS = (
     ArchitectureRow("kimi_k2", "DeepseekV3ForCausalLM", "deepseek", defaults=_V3_DEFAULTS,
                     required=_V3_REQUIRED, **_COMMON | {"read": _read_kimi}),
     ArchitectureRow(
-        "deepseek_v32", "DeepseekV32ForCausalLM", "deepseek", "deepseek32", keys=_KEYS | _INDEX_KEYS, harmless=_HARMLESS,
-        defaults=_V3_DEFAULTS | {"max_position_embeddings": 163840, "index_n_heads": 64,
-                                 "index_head_dim": 128, "index_topk": 2048},
+        "deepseek_v32", "DeepseekV32ForCausalLM", "deepseek", "deepseek32", keys=_KEYS | _INDEX_KEYS,
+        harmless=_HARMLESS, defaults=_V3_DEFAULTS | {"max_position_embeddings": 163840, "index_n_heads": 64,
+                                                    "index_head_dim": 128, "index_topk": 2048},
         required=_V3_REQUIRED | {"rope_interleave": (True,)}, read=_read_v32, write=_write,
         gguf_keys=_GGUF_KEYS.union(_INDEX_GGUF_KEYS), read_gguf=_read_v32_gguf),
 )
