@@ -11,8 +11,11 @@ from dataclasses import replace
 import pytest
 import torch
 from support.families import all_cases, build, build_gguf
+from support.families.glm import chatglm_tensors
+from support.families.permuted import permute
 from support.packs import PagedRunner, run_whole
 
+from openhearth.errors import BadFile
 from openhearth.formats import open_checkpoint
 from openhearth.kernels import select
 from openhearth.kernels.select import native, set_num_threads
@@ -179,6 +182,45 @@ def test_gguf_gives_the_same_model_as_safetensors(name, tmp_path):
     ours, theirs = load(build_gguf(tmp_path, tmp_path / "m.gguf", CASES[name])), load(tmp_path)
     assert replace(ours.spec, rms_norm_eps=theirs.spec.rms_norm_eps) == theirs.spec
     assert (logits_of(ours) - logits_of(theirs)).abs().max() <= TOLERANCE
+
+
+def test_a_mistral_without_a_window_is_a_llama_in_gguf(tmp_path):
+    case = replace(CASES["mistral_head_dim"], gguf="llama", gguf_tensors=permute)
+    build(tmp_path, case)
+    ours, theirs = load(build_gguf(tmp_path, tmp_path / "m.gguf", case)), load(tmp_path)
+    assert replace(ours.spec, rms_norm_eps=theirs.spec.rms_norm_eps, model_type="mistral") == theirs.spec
+    assert (logits_of(ours) - logits_of(theirs)).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen2", "llama_like", "glm_whole"])
+@pytest.mark.parametrize("quant", ["F32", "Q8_0"])
+def test_queries_keys_and_values_may_be_one_tensor_in_gguf(name, quant, tmp_path):
+    """As llama.cpp's `--fuse-qkv` writes them for any architecture, rows of Llama's reordered as alone."""
+    llama = replace(CASES["mistral"], gguf="llama", gguf_tensors=permute)
+    case = llama if name == "llama_like" else CASES[name]
+    build(tmp_path, case)
+    fused = replace(case, gguf_tensors=lambda *said: chatglm_tensors(said[0], case.gguf_tensors(*said)))
+    apart, together = (load(build_gguf(tmp_path, tmp_path / f"{place}.gguf", one, quant))
+                       for place, one in enumerate((case, fused)))
+    assert apart.spec == replace(together.spec, dtype=apart.spec.dtype)
+    assert torch.equal(logits_of(together), logits_of(apart))
+
+
+@pytest.mark.parametrize("change", [
+    lambda tensors: tensors.update({"blk.0.attn_k.weight": tensors["blk.0.attn_qkv.weight"][:32]}),
+    lambda tensors: tensors.update({"blk.0.attn_qkv.weight": tensors["blk.0.attn_qkv.weight"][:-1]}),
+    lambda tensors: tensors.pop("blk.0.attn_qkv.bias"),
+], ids=["keys twice", "a row short", "no bias"])
+def test_one_tensor_of_another_shape_or_beside_its_parts_is_refused(change, tmp_path):
+    def changed(config, tensors):
+        fused = chatglm_tensors(config, tensors)
+        change(fused)
+        return fused
+
+    build(tmp_path, CASES["glm"])
+    path = build_gguf(tmp_path, tmp_path / "m.gguf", replace(CASES["glm"], gguf_tensors=changed))
+    with pytest.raises(BadFile, match=r"`blk\.0\.attn_"):
+        load(path)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -33,10 +33,16 @@ def read_tokenizer_json(checkpoint: Checkpoint) -> str:
     if not path.is_file():
         raise ModelNotFound(
             f"`{checkpoint.path}` has no tokenizer.json",
-            why="other tokenizer files (tokenizer.model, vocab.json) are not read",
+            why="read are tokenizer.json and tekken.json; tokenizer.model and vocab.json are not",
             hint="hearth pull the model again with its tokenizer.json, or take a GGUF file of it",
         )
     return _read_text(path, MAX_TOKENIZER_BYTES)
+
+
+def find_tekken(checkpoint: Checkpoint) -> Path | None:
+    """Return the path of tekken.json where that is the folder's tokenizer; tokenizer.json goes before it."""
+    path = checkpoint.path / "tekken.json"
+    return path if path.is_file() and not (checkpoint.path / "tokenizer.json").is_file() else None
 
 
 def find_templates(checkpoint: Checkpoint) -> dict[str, str]:

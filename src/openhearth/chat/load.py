@@ -12,8 +12,9 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from openhearth.chat.files import find_templates, read_config, read_tokenizer_json
+from openhearth.chat.files import find_tekken, find_templates, read_config, read_tokenizer_json
 from openhearth.chat.gguf_tokenizer import GGUFVocabulary, adds_bos, build_gguf_tokenizer
+from openhearth.chat.tekken import SPECIAL, build_tekken
 from openhearth.chat.tokenizer import Marks, Tokenizer
 from openhearth.errors import BadFile
 from openhearth.formats.records import Checkpoint
@@ -40,26 +41,20 @@ END_OF_TURN = (
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Return the tokenizer of a folder (tokenizer.json) or of a GGUF file (its metadata).
+    """Return the tokenizer of a folder (tokenizer.json, else tekken.json) or of a GGUF file (its metadata).
 
-    Raises: ModelNotFound without a tokenizer.json, BadFile for a broken one, Unsupported for a kind
+    Raises: ModelNotFound without one of them, BadFile for a broken one, Unsupported for a kind
     of GGUF tokenizer that is not known, by name.
     """
     if checkpoint.format == "gguf":
         return _from_gguf(checkpoint)
-    text = read_tokenizer_json(checkpoint)
-    try:
-        backend = tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise BadFile(
-            f"`{checkpoint.path / 'tokenizer.json'}` is not a tokenizer",
-            why=str(error)[:300],
-            hint="hearth pull the model again",
-        ) from error
-    backend.no_truncation()
-    backend.no_padding()
+    tekken = find_tekken(checkpoint)
+    backend = _from_tokenizer_json(checkpoint) if tekken is None else build_tekken(tekken)
     config = read_config(checkpoint, "tokenizer_config.json")
     special = _special_tokens(config) or _special_tokens(read_config(checkpoint, "special_tokens_map.json"))
+    if tekken is not None:
+        own = {name: text for name, text in SPECIAL.items() if backend.token_to_id(text) is not None}
+        special = own | special
     _add_special(backend, config, special)
     ids = {name: backend.token_to_id(text) for name, text in special.items()}
     stops = {
@@ -82,6 +77,21 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             suffix_ids=suffix,
         ),
     )
+
+
+def _from_tokenizer_json(checkpoint: Checkpoint) -> tokenizers.Tokenizer:
+    text = read_tokenizer_json(checkpoint)
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise BadFile(
+            f"`{checkpoint.path / 'tokenizer.json'}` is not a tokenizer",
+            why=str(error)[:300],
+            hint="hearth pull the model again",
+        ) from error
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
 def _from_gguf(checkpoint: Checkpoint) -> Tokenizer:

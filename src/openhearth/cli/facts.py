@@ -90,6 +90,8 @@ def _tokenizer(checkpoint: Checkpoint) -> str | None:
         model = read_json_object(path, 256 << 20).get("model")
         kind = model.get("type") if isinstance(model, dict) else None
         return f"{kind or 'unknown kind'} (tokenizer.json)"
+    if (checkpoint.path / "tekken.json").is_file():
+        return "BPE (tekken.json)"
     return "SentencePiece (tokenizer.model)" if (checkpoint.path / "tokenizer.model").is_file() else None
 
 

@@ -32,6 +32,12 @@ class TensorEntry:
         size = self.num_bytes // self.shape[0]
         return replace(self, shape=self.shape[1:], offset=self.offset + index * size, num_bytes=size)
 
+    def rows(self, start: int, count: int) -> TensorEntry:
+        """Return so many entries along the first axis, from start on, as a tensor of their own."""
+        size = self.num_bytes // self.shape[0]
+        return replace(self, shape=(count, *self.shape[1:]), offset=self.offset + start * size,
+                       num_bytes=count * size)
+
 
 @dataclass(frozen=True)
 class WeightFile:

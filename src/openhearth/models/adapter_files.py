@@ -3,7 +3,8 @@
 Names and meaning of the fields: peft 0.18 (`LoraConfig`, `save_pretrained`); a layer's tensors are
 `base_model.model.<layer>.lora_A.weight` [R, I] and `lora_B.weight` [O, R], and what they add is scaled by
 alpha / r, or alpha / sqrt(r) with `use_rslora` (arXiv 2312.03732, section 4). With `use_dora` every layer has
-`lora_magnitude_vector` [O] besides.
+`lora_magnitude_vector` [O] besides. With `target_parameters` the experts of a layer share a pair of matrices
+(`expert_adapters.py`).
 
 Does not: read biases, adapted embeddings or ranks that differ between layers; they are refused.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 from openhearth.errors import BadFile, ModelNotFound, Unsupported
 from openhearth.formats.json_files import read_json_object
+from openhearth.models.expert_adapters import WRAPPED
 from openhearth.models.lora import AdapterWeights
 from openhearth.models.tensor_files import read_tensors, write_tensors
 from openhearth.runs import hash_file
@@ -88,15 +90,19 @@ def read_adapter(folder: Path) -> StoredAdapter:
             raise Unsupported(f"`{name}` in `{folder / WEIGHTS}` is no LoRA matrix of a linear layer")
         halves.setdefault(matched["layer"], {})[matched["which"].removesuffix(".weight")] = tensor
     expected = {"A", "B", "magnitude_vector"} if config.get("use_dora") else {"A", "B"}
+    stacked = {layer for layer in halves
+               if config.get("target_parameters") and layer.replace(WRAPPED, "").endswith(".experts")}
     for layer, pair in halves.items():
-        if pair.keys() != expected or pair["A"].dim() != 2 or pair["A"].shape[0] != rank:
+        if pair.keys() != expected or {pair["A"].dim(), pair["B"].dim()} != {2} or (
+                pair["A"].shape[0] % rank if layer in stacked else pair["A"].shape[0] != rank):
             raise BadFile(f"the tensors of `{layer}` in `{folder / WEIGHTS}` are no pair of rank {rank}",
                           why=f"expected {', '.join(sorted(expected))}, found {', '.join(sorted(pair))}")
     scale = lora_scale(rank, alpha, is_rank_stabilised=bool(config.get("use_rslora")))
     pairs = {layer: (pair["A"], pair["B"]) for layer, pair in halves.items()}
+    stacks = {layer: pairs.pop(layer) for layer in stacked}
     magnitudes = {layer: pair["magnitude_vector"] for layer, pair in halves.items()
                   if "magnitude_vector" in pair}
-    return StoredAdapter(AdapterWeights(pairs, scale, magnitudes),
+    return StoredAdapter(AdapterWeights(pairs, scale, magnitudes, stacks),
                          str(config.get("base_model_name_or_path") or ""), metadata.get(_BASE_KEY, ""),
                          _hash(folder))
 

@@ -70,6 +70,7 @@ class Experts(nn.ModuleList):
                  activation: ExpertActivation | None = None) -> None:
         super().__init__(build() for _ in range(spec.moe.num_experts))
         self.activation = spec.activation if activation is None else activation
+        self.matrices = matrices
         self._layers = [[expert.get_submodule(name) for name in matrices] for expert in self]
         self._packed: PackedExperts | None = None
 

@@ -54,4 +54,4 @@ class Glm(Decoder):
     layer_type = GlmLayer
 
 
-ARCHITECTURE = Architecture(Glm)
+ARCHITECTURE = Architecture(Glm, gguf_names={"mlp.gate_up_proj": "ffn_up"})

@@ -18,11 +18,12 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
 from openhearth.errors import UsageError
+from openhearth.models.expert_adapters import split_stacks
 from openhearth.models.latent import LatentHeads
 from openhearth.models.linear import Linear, can_pack
 from openhearth.models.pairs import LatentPair, LoraPair
@@ -35,13 +36,21 @@ class AdapterWeights:
     """An adapter as it is trained and stored.
 
     pairs: name of a linear layer -> A [R, I] and B [O, R]. scale: alpha / rank, or whatever the adapter's
-    file says. magnitudes: of DoRA, per layer float32 [O]; empty for plain LoRA.
+    file says. magnitudes: of DoRA, per layer float32 [O]; empty for plain LoRA. stacks: of all experts of a
+    layer at once, as `expert_adapters.split_stacks` takes them.
     Example: ``AdapterWeights({"model.layers.0.self_attn.q_proj": (a_RI, b_OR)}, scale=2.0)``.
     """
 
     pairs: Mapping[str, tuple[Tensor, Tensor]]
     scale: float
     magnitudes: Mapping[str, Tensor] = field(default_factory=dict)
+    stacks: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def apart(self, model: nn.Module) -> AdapterWeights:
+        """Return the adapter with a pair for every matrix of the model's experts. Raises: UsageError."""
+        if not self.stacks:
+            return self
+        return replace(self, pairs={**self.pairs, **split_stacks(model, self.stacks)}, stacks={})
 
 
 class Adapter(nn.Module):
@@ -66,6 +75,7 @@ def attach(model: nn.Module, name: str, weights: AdapterWeights, *, is_trainable
     if name in model.adapters:
         raise UsageError(f"an adapter named `{name}` is attached already",
                          hint="detach it, or choose another name")
+    weights = weights.apart(model)
     layers = check_fit(model, name, weights)
     used = {adapter.slot for adapter in model.adapters.values()}
     slot = next(slot for slot in range(len(used) + 1) if slot not in used)
@@ -110,6 +120,7 @@ def check_fit(model: nn.Module, name: str, weights: AdapterWeights) -> dict[str,
     """
     layers = {path: layer for path, layer in model.named_modules()
               if isinstance(layer, Linear | LatentHeads)}
+    weights = weights.apart(model)
     problems = [] if weights.pairs else ["it adapts no layer"]
     for path, (a_RI, b_OR) in weights.pairs.items():
         if path not in layers or path == "lm_head":

@@ -121,6 +121,8 @@ def match_tensors(checkpoint: Checkpoint, spec: ModelSpec, architecture: Archite
         found = _latent_heads(checkpoint, spec, name, file_name) if is_gguf else None
         used |= {file_name} if found is None else {found.entry.name, found.values.name}
         entry = checkpoint.tensors.get(file_name)
+        if entry is None and is_gguf and (rows := _fused_rows(checkpoint, spec, file_name)) is not None:
+            entry, used = rows, used | {rows.name}
         if found is not None:
             problems += _shape_problems(found, spec)
             sources[name] = found
@@ -165,6 +167,22 @@ def _latent_heads(checkpoint: Checkpoint, spec: ModelSpec, name: str, file_name:
     keys, values = (checkpoint.tensors.get(file_name.replace("attn_kv_b", part))
                     for part in ("attn_k_b", "attn_v_b"))
     return None if keys is None or values is None else Source(keys, values=values)
+
+
+def _fused_rows(checkpoint: Checkpoint, spec: ModelSpec, file_name: str) -> TensorEntry | None:
+    """Queries, keys and values may be rows of one tensor, in this order, where none has its own.
+
+    So files of ChatGLM have them, and those of llama.cpp's `--fuse-qkv`.
+    """
+    found = re.fullmatch(r"(blk\.\d+\.attn_)([qkv])(\.weight|\.bias)", file_name)
+    if found is None or any(found[1] + one + found[3] in checkpoint.tensors for one in "qkv"):
+        return None
+    fused = checkpoint.tensors.get(f"{found[1]}qkv{found[3]}")
+    query, value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    if fused is None or fused.shape[0] != query + 2 * value:
+        return None
+    start, count = {"q": (0, query), "k": (query, value), "v": (query + value, value)}[found[2]]
+    return fused.rows(start, count)
 
 
 def _shape_problems(source: Source, spec: ModelSpec) -> list[str]:

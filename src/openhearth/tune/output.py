@@ -23,7 +23,7 @@ from openhearth.tune.weights import adapter_weights
 if TYPE_CHECKING:
     from openhearth.tune.methods.records import Job
 
-_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json",
+_COPIED = ("generation_config.json", "tokenizer.json", "tekken.json", "tokenizer_config.json",
            "special_tokens_map.json", "chat_template.jinja")
 
 

@@ -40,6 +40,10 @@ def take_over(settings: TuneSettings, adapter: StoredAdapter) -> tuple[TuneSetti
     Raises: UsageError where what was said is another rank, scale, kind or set of layers.
     """
     weights = adapter.weights
+    if weights.stacks:
+        raise UsageError(f"`{settings.start_adapter}` has one pair of matrices for all experts of a layer",
+                         why="learning goes on from adapters with a pair for every matrix of an expert",
+                         hint="start a new adapter")
     rank = next(iter(weights.pairs.values()))[0].shape[0]
     alpha = weights.scale * (math.sqrt(rank) if settings.is_rank_stabilised else rank)
     reasons = {name: f"that of `{settings.start_adapter}`"

@@ -24,6 +24,7 @@ TINY = dict(vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_la
 class Case:
     """One tiny model. settings: of its configuration, besides TINY. without: options this case exercises;
     with these settings instead the logits must differ. gguf: architecture's name there, "" for none.
+    gguf_map: architecture whose map of names is used, where the `gguf` package does not know this one yet.
     gguf_metadata: header keys besides the common ones, from the configuration. gguf_tensors: tensors by
     name as the converter stores them, from (configuration, tensors). more_tolerance: factor of 1e-4, with
     the reason beside it. written_as: the `model_type` of the written configuration, where it is another one.
@@ -33,6 +34,7 @@ class Case:
     settings: Mapping[str, Any] = field(default_factory=dict)
     without: Mapping[str, Any] = field(default_factory=dict)
     gguf: str = ""
+    gguf_map: str = ""
     gguf_metadata: Callable[[dict], dict] = lambda config: {}
     gguf_tensors: Callable[[dict, dict], dict] = lambda config, tensors: tensors
     more_tolerance: float = 1.0
@@ -80,7 +82,7 @@ def build_gguf(folder: Path, path: Path, case: Case, quant: str = "F32") -> Path
     from safetensors.torch import load_file
 
     config = json.loads((folder / "config.json").read_text())
-    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == case.gguf)
+    arch = next(key for key, name in gguf.MODEL_ARCH_NAMES.items() if name == (case.gguf_map or case.gguf))
     rope = config.get("rope_parameters") or {}
     values = {
         "block_count": config["num_hidden_layers"], "context_length": config["max_position_embeddings"],

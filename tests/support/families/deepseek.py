@@ -17,7 +17,7 @@ LITE = SIZES | {"q_lora_rank": None, "n_shared_experts": 2, "num_experts_per_tok
 
 def old_metadata(config):
     """As the converter wrote them before it split the heads."""
-    is_v3, rope = config["model_type"] == "deepseek_v3", config["rope_parameters"]
+    is_v3, rope = config["model_type"] != "deepseek_v2", config["rope_parameters"]
     values = {
         "attention.key_length": config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
         "attention.value_length": config["v_head_dim"], "rope.dimension_count": config["qk_rope_head_dim"],
@@ -28,6 +28,10 @@ def old_metadata(config):
         "expert_feed_forward_length": config["moe_intermediate_size"],
         "expert_weights_scale": config["routed_scaling_factor"],
         "expert_weights_norm": config["norm_topk_prob"], "expert_gating_func": 2 if is_v3 else 1}
+    if config.get("index_topk"):
+        values |= {"attention.indexer.head_count": config["index_n_heads"],
+                   "attention.indexer.key_length": config["index_head_dim"],
+                   "attention.indexer.top_k": config["index_topk"]}
     if config.get("n_group"):
         values |= {"expert_group_count": config["n_group"], "expert_group_used_count": config["topk_group"]}
     if rope["rope_type"] == "yarn":
@@ -67,6 +71,7 @@ def tensors(config, tensors):
 
 
 GGUF = {"gguf": "deepseek2", "gguf_metadata": metadata, "gguf_tensors": tensors}
+V32_GGUF = GGUF | {"gguf": "deepseek32", "gguf_map": "glm-dsa"}
 OLD_GGUF = {"gguf": "deepseek2", "gguf_metadata": old_metadata, "gguf_tensors": old_tensors}
 
 CASES = {
@@ -89,11 +94,11 @@ CASES = {
     "deepseek_v3_one_group": Case(
         "deepseek_v3", SIZES | {"n_group": 1, "topk_group": 1, "n_shared_experts": 2},
         without={"norm_topk_prob": False}),
-    "deepseek_v32": Case("deepseek_v32", GROUPS | INDEX, without={"routed_scaling_factor": 1.0}),
+    "deepseek_v32": Case("deepseek_v32", GROUPS | INDEX, without={"routed_scaling_factor": 1.0}, **V32_GGUF),
     "deepseek_v32_bias": Case("deepseek_v32", GROUPS | INDEX | {"attention_bias": True}),
     "deepseek_v32_yarn": Case(
         "deepseek_v32", GROUPS | INDEX | {"first_k_dense_replace": 2, "rope_parameters": YARN | {
-            "mscale": 1.0, "mscale_all_dim": 1.0}}, without={"rope_parameters": YARN}),
+            "mscale": 1.0, "mscale_all_dim": 1.0}}, without={"rope_parameters": YARN}, **V32_GGUF),
     "deepseek_v2": Case(
         "deepseek_v2", GROUPS | {"topk_method": "group_limited_greedy", "routed_scaling_factor": 16.0,
                                  "num_experts_per_tok": 3}, without={"topk_method": "greedy"}, **OLD_GGUF),

@@ -13,6 +13,22 @@ def metadata(config):
     return {"rope.dimension_count": int(config["head_dim"] * share)}
 
 
+def chatglm_metadata(config):
+    """As `ChatGLMModel` of the converter: without a size of heads, which share the width."""
+    return metadata(config) | {"attention.key_length": None, "attention.value_length": None}
+
+
+def chatglm_tensors(config, tensors):
+    """Queries, keys and values in one tensor, as checkpoints of the first layout had them."""
+    fused = dict(tensors)
+    for name in tensors:
+        if ".q_proj." in name:
+            parts = [fused.pop(name.replace("q_proj", f"{part}_proj")) for part in "qkv"]
+            layer, kind = name.split(".")[2], name.rsplit(".", 1)[1]
+            fused[f"blk.{layer}.attn_qkv.{kind}"] = np.concatenate(parts)
+    return fused
+
+
 def moe_metadata(config):
     return metadata(config) | {
         "block_count": config["num_hidden_layers"] + config["num_nextn_predict_layers"],
@@ -37,15 +53,18 @@ MOE_GGUF = dict(gguf="glm4moe", gguf_metadata=moe_metadata, gguf_tensors=moe_ten
 MOE = {"head_dim": 16, "num_hidden_layers": 3, "n_routed_experts": 8, "num_experts_per_tok": 3,
        "moe_intermediate_size": 32, "attention_bias": True, "use_qk_norm": True}
 GGUF = dict(gguf="glm4", gguf_metadata=metadata)
+CHATGLM = dict(gguf="chatglm", gguf_metadata=chatglm_metadata)
 UNBIASED = {"attention_bias": False, "head_dim": 32, "tie_word_embeddings": True}
 
 CASES = {
-    "glm": Case("glm", {"head_dim": 16}, without=WHOLE),
+    "glm": Case("glm", {"head_dim": 16}, without=WHOLE, gguf_tensors=chatglm_tensors, **CHATGLM),
     "glm_unbiased_tied_yarn": Case("glm", {**UNBIASED, "rope_parameters": {
         "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 128,
         "partial_rotary_factor": 0.5}}, without={"rope_parameters": {
             "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}}),
-    "glm_whole": Case("glm", {"head_dim": 16, "num_key_value_heads": 1, **WHOLE}),
+    "glm_whole": Case("glm", {"head_dim": 16, "num_key_value_heads": 1, **WHOLE}, **CHATGLM),
+    "glm_tied": Case("glm", {"attention_bias": False, "head_dim": 16, "tie_word_embeddings": True},
+                     gguf_tensors=chatglm_tensors, **CHATGLM),
     "glm4": Case("glm4", {"head_dim": 16}, without=WHOLE, **GGUF),
     "glm4_unbiased_tied": Case("glm4", UNBIASED, **GGUF),
     "glm4_quarter": Case("glm4", {"head_dim": 32, "num_key_value_heads": 1, "rope_parameters": {

@@ -2,7 +2,8 @@
 
 Read as in transformers 5.23 (`DeepseekV2Config`, `DeepseekV3Config`); keys that only the original
 configurations have (arXiv 2405.04434, 2412.19437) name the routing that their type has. GGUF: `deepseek2`, as
-llama.cpp's converter writes it, with the latent sizes under `key_length` or, before, those of a head.
+llama.cpp's converter writes it, with the latent sizes under `key_length` or, before, those of a head; V3.2
+as `deepseek32` (`DeepseekV32Model`), which has the indexer as well.
 
 V3.2 chooses the `index_topk` keys that a query sees. Contexts of no more than that see all of them, so such
 contexts are what is computed: they are the model's max_position.
@@ -60,13 +61,17 @@ def _read_v32(config: Fields, settings: Settings) -> Settings:
     num_layers, first = settings["num_layers"], len(found["moe"].dense_layers)
     kinds = ["dense"] * min(first, num_layers) + ["sparse"] * max(num_layers - first, 0)
     config.require({"mlp_layer_types": (kinds,), "layer_types": (["indexed_attention"] * num_layers,)})
-    if found["mla"].q_rank is None:
-        raise BadFile(f"{config.source} has no `q_lora_rank`", why="the indexer reads compressed queries",
+    return found | _indexed(config, settings, found["mla"], "index_n_heads", "index_head_dim", "index_topk")
+
+
+def _indexed(fields: Fields, settings: Settings, mla: MlaSpec, heads: str, dim: str, limit: str) -> Settings:
+    """Return what the indexer's three keys say, named as in these fields. Raises: BadFile."""
+    if mla.q_rank is None:
+        raise BadFile(f"{fields.source} has no `q_lora_rank`", why="the indexer reads compressed queries",
                       hint="fetch the model again with `hearth pull`")
-    mla = dataclasses.replace(found["mla"], index_heads=config.integer("index_n_heads", 1, 1 << 14),
-                              index_dim=config.integer("index_head_dim", 1, 1 << 14))
-    limit = config.integer("index_topk", 1, 1 << 28)
-    return found | {"mla": mla, "max_position": min(settings["max_position"], limit)}
+    mla = dataclasses.replace(mla, index_heads=fields.integer(heads, 1, 1 << 14),
+                              index_dim=fields.integer(dim, 1, 1 << 14))
+    return {"mla": mla, "max_position": min(settings["max_position"], fields.integer(limit, 1, 1 << 28))}
 
 
 def _latent(mla: MlaSpec, rope: RopeSpec) -> Settings:
@@ -138,6 +143,15 @@ def _read_gguf(model: Fields, settings: Settings) -> Settings:
             model, experts.SIGMOID_SCORES if gating == _SIGMOID else _SOFTMAX_SCORES)}
 
 
+_INDEX_GGUF_KEYS = tuple(f"attention.indexer.{key}" for key in ("head_count", "key_length", "top_k"))
+
+
+def _read_v32_gguf(model: Fields, settings: Settings) -> Settings:
+    model.require({"expert_gating_func": (_SIGMOID,)})
+    found = _read_gguf(model, settings)
+    return found | _indexed(model, settings, found["mla"], *_INDEX_GGUF_KEYS) | {"model_type": "deepseek_v32"}
+
+
 _COMMON = {"keys": _KEYS, "harmless": _HARMLESS, "read": _read, "write": _write, "gguf": "deepseek2",
            "gguf_keys": _GGUF_KEYS, "read_gguf": _read_gguf}
 _V3_DEFAULTS = {
@@ -163,8 +177,9 @@ ROWS = (
     ArchitectureRow("kimi_k2", "DeepseekV3ForCausalLM", "deepseek", defaults=_V3_DEFAULTS,
                     required=_V3_REQUIRED, **_COMMON | {"read": _read_kimi}),
     ArchitectureRow(
-        "deepseek_v32", "DeepseekV32ForCausalLM", "deepseek", keys=_KEYS | _INDEX_KEYS, harmless=_HARMLESS,
-        defaults=_V3_DEFAULTS | {"max_position_embeddings": 163840, "index_n_heads": 64,
-                                 "index_head_dim": 128, "index_topk": 2048},
-        required=_V3_REQUIRED | {"rope_interleave": (True,)}, read=_read_v32, write=_write),
+        "deepseek_v32", "DeepseekV32ForCausalLM", "deepseek", "deepseek32", keys=_KEYS | _INDEX_KEYS,
+        harmless=_HARMLESS, defaults=_V3_DEFAULTS | {"max_position_embeddings": 163840, "index_n_heads": 64,
+                                                    "index_head_dim": 128, "index_topk": 2048},
+        required=_V3_REQUIRED | {"rope_interleave": (True,)}, read=_read_v32, write=_write,
+        gguf_keys=_GGUF_KEYS.union(_INDEX_GGUF_KEYS), read_gguf=_read_v32_gguf),
 )

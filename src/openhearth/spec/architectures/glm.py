@@ -1,8 +1,9 @@
 """GLM-4: the releases of 2024 (`glm`) and of April 2025 (`glm4`); GLM-4.5 and 4.6 (`glm4_moe`), with experts.
 
-Read as in transformers 5.23 (`GlmConfig`, `Glm4Config`, `Glm4MoeConfig`); GGUF keys of glm4 and glm4moe as
-llama.cpp's converter writes them (`Glm4Model`, `Glm4MoeModel`). GGUF files of the first release lack its
-context length and fuse what is separate here: they have no row.
+Read as in transformers 5.23 (`GlmConfig`, `Glm4Config`, `Glm4MoeConfig`); GGUF keys of chatglm, glm4 and
+glm4moe as llama.cpp's converter writes them (`ChatGLMModel`, `Glm4Model`, `Glm4MoeModel`). Of the first
+release it writes what it read: from the layout of transformers that is a context as long as the hidden size,
+and a `rope.freq_base` of 10000.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ def _read_moe_gguf(header: Fields, settings: Settings) -> Settings:
 
 
 ROWS = (
-    ArchitectureRow("glm", "GlmForCausalLM", "glm", fixed={"has_output_bias": False}, defaults=_DEFAULTS,
-                    keys=_KEYS, required=_REQUIRED, read=read_rotary_dim, linears=_LINEARS),
+    ArchitectureRow("glm", "GlmForCausalLM", "glm", "chatglm", fixed={"has_output_bias": False},
+                    defaults=_DEFAULTS, keys=_KEYS, required=_REQUIRED, read=read_rotary_dim,
+                    gguf_keys=frozenset({"rope.dimension_count"}), linears=_LINEARS),
     ArchitectureRow("glm4", "Glm4ForCausalLM", "glm4", "glm4",
                     fixed={"has_output_bias": False, "num_layer_norms": 4}, defaults=_DEFAULTS, keys=_KEYS,
                     required=_REQUIRED, read=read_rotary_dim, gguf_keys=frozenset({"rope.dimension_count"}),
