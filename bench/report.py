@@ -308,7 +308,10 @@ HELD_BACK_HEAD = """\
 
 The same rows where nobody may use more than AVX-512 (with its bfloat16 and 8-bit products) or AVX2:
 `HEARTH_ISA`, and llama.cpp built for it. llama.cpp rounds what it multiplies with quantised weights to
-8 bits; openhearth does so where the weights end in `_bytes` (`--weights int4`, `int8`)."""
+8 bits; openhearth does so where the weights end in `_bytes` (`--weights int4`, `int8`). A share above
+100% is decoding that read more per second than the memory gave when it was measured: a last-level cache
+keeps part of so small a model, and the speed of a shared machine changes by the hour; or it is products of
+8-bit numbers, beside the rate of bfloat16 ones (on AVX2 those have no instruction)."""
 FLAGS_HEAD = """\
 ## Settings that were best
 
