@@ -87,7 +87,7 @@ def test_what_clients_ask_about_models(running, client):
     [loaded] = client.ps().models
     assert (loaded.name, loaded.context_length, loaded.digest) == ("tiny", 512, model.digest)
     shown = client.show("tiny")
-    assert "completion" in shown.capabilities and "im_start" in shown.template
+    assert shown.capabilities == ["completion", "tools"] and "im_start" in shown.template
     assert shown.modelinfo["llama.context_length"] == 512
     assert httpx.get(running.url + "/api/version").json()["version"]
 
@@ -96,7 +96,7 @@ def test_what_clients_ask_about_models(running, client):
     ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, "tools[0].function.name"),
     ({"format": {"not": {}}}, "format"), ({"think": True}, "think"),
     ({"keep_alive": "5 minutes"}, "keep_alive"),
-    ({"keep_alive": "soon"}, "keep_alive"), ({"options": {"num_ctx": 513}}, "options.num_ctx"),
+    ({"keep_alive": "soon"}, "keep_alive"), ({"options": {"num_ctx": 512.5}}, "options.num_ctx"),
     ({"options": {"mirostat": 1}}, "options.mirostat"), ({"options": {"num_gpu": 1}}, "options.num_gpu"),
     ({"options": {"temperature": -1}}, "options.temperature"),
     ({"options": {"unheard": 1}}, "options.unheard"),
@@ -108,10 +108,29 @@ def test_what_is_not_done_is_refused_by_name(client, settings, name):
     assert caught.value.status_code == 400 and f"`{name}`" in caught.value.error
 
 
-def test_values_that_home_assistants_send_are_taken(client):
-    answer = client.chat("tiny", messages=USER, think=False, keep_alive="-1s", tools=[], format="",
-                         options={"num_ctx": 512, "num_predict": 3, "mirostat": 0, "temperature": 0})
+@pytest.mark.parametrize("num_ctx,keep_alive", [(512, "-1s"), (8192.0, "-1.0s"), (131072.0, "3600.0s")])
+def test_values_that_home_assistants_send_are_taken(client, num_ctx, keep_alive):
+    """Its form (2026.2) gives numbers with a point, and proposes a context of 8192 for every model."""
+    answer = client.chat("tiny", messages=USER, think=False, keep_alive=keep_alive, tools=[], format="",
+                         options={"num_ctx": num_ctx, "num_predict": 3, "mirostat": 0, "temperature": 0})
     assert answer.eval_count == 3
+
+
+def test_what_home_assistants_send_after_a_tool_was_called(client):
+    """Its `Message`s of a call and of its result name neither an id nor, in the result, the tool."""
+    call = ollama.Message.ToolCall(function=ollama.Message.ToolCall.Function(name="f", arguments={"a": 1}))
+    answer = client.chat("tiny", messages=[
+        *USER, ollama.Message(role="assistant", content=None, tool_calls=[call]),
+        ollama.Message(role="tool", content='{"success":true}')],
+        options={"num_ctx": 8192.0, "num_predict": 3})
+    assert answer.eval_count == 3
+
+
+def test_a_prompt_beyond_the_context_is_refused_whatever_is_asked_for(client):
+    with pytest.raises(ollama.ResponseError) as caught:
+        client.chat("tiny", messages=[{"role": "user", "content": "word " * 2000}],
+                    options={"num_ctx": 8192.0})
+    assert caught.value.status_code == 400 and "512" in caught.value.error
 
 
 def test_a_model_that_is_not_there(client):

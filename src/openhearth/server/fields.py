@@ -148,9 +148,11 @@ def number(lowest: float, highest: float) -> Reader:
 
 
 def whole(lowest: int, highest: int) -> Reader:
-    """Return a reader of whole numbers in a range."""
+    """Return a reader of whole numbers in a range. `8192.0` is one, as in JSON schema; clients send it."""
     @shaped({"type": "integer", "minimum": lowest, "maximum": highest})
     def read(name: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= highest:
             raise wrong(name, value, f"a whole number from {lowest} to {highest}")
         return value

@@ -74,7 +74,10 @@ _LOADED = "is chosen when the server loads the model"
 
 OPTIONS_FIELDS = (
     Field("num_predict", "longest answer; -1 and -2 are the rest of the context", whole(-2, 2**31)),
-    Field("num_ctx", "taken up to the context that the server has, more is refused", whole(1, 2**31)),
+    Field("num_ctx", "the context is the server's, whatever is asked for: a prompt that is too long for it "
+          "is refused, not cut, and an answer ends with it; texts of `/api/embed` are cut to the smaller of "
+          "both",
+          whole(1, 2**31)),
     Field("seed", "same request, same seed, same weights: same answer", whole(-2**63, 2**63 - 1)),
     Field("stop", "texts; the answer ends before one", stop_texts(64)),
     Field("temperature", "0 is greedy; the model's own recommendation when left out", number(0, 100)),
@@ -187,7 +190,7 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     """Answer a conversation or a raw text. shown: (content, thinking, calls) -> what holds them."""
     served, started = call.served, time.perf_counter() - call.load_s
     adapter = served.adapter_of(values["model"])
-    options = options_of(call, values)
+    options = values.get("options", {})
     has_logprobs, num_logprobs = values.get("logprobs", False), values.get("top_logprobs", 0)
     if num_logprobs and not has_logprobs:
         raise Refusal(f"`top_logprobs` is `{num_logprobs}` without `logprobs`", field="top_logprobs")
@@ -232,16 +235,6 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
     answer = (choice.answer.content, choice.answer.reasoning, choice.answer.calls)
     return {**_head(values["model"]), **shown(*answer), **logprobs(choice.events),
             **_end(call, generation, choice.finish_reason, started)}
-
-
-def options_of(call: Call, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a request's options. Raises: Refusal for more context than there is."""
-    options = values.get("options", {})
-    context = call.served.engine.context_length
-    if options.get("num_ctx", 0) > context:
-        raise Refusal(f"`options.num_ctx` is `{options['num_ctx']}`", field="options.num_ctx",
-                      why=f"the server has a context of {context} tokens", hint="hearth serve --context")
-    return options
 
 
 async def _ask(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str) -> Asked:

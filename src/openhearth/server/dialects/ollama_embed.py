@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from openhearth.server.dialects.embeddings import MAX_INPUTS, check_dimensions
-from openhearth.server.dialects.ollama import COMMON_FIELDS, OLLAMA, options_of
+from openhearth.server.dialects.ollama import COMMON_FIELDS, OLLAMA
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Dialect, Route
 from openhearth.server.fields import (
@@ -79,7 +79,8 @@ async def _embed(call: Call, values: Mapping[str, Any], texts: list[str]) -> tup
     """Return vectors, and how many tokens they are of."""
     served = call.served
     adapter = served.adapter_of(values["model"])
-    context = options_of(call, values).get("num_ctx", served.engine.context_length)
+    context = served.engine.context_length
+    context = min(context, values.get("options", {}).get("num_ctx", context))
     dimensions = check_dimensions(call, values.get("dimensions"))
     call.note(model=values["model"])
     inputs = [await served.encode(one) for one in texts]

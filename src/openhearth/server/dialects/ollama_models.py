@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from openhearth import chat, formats
+from openhearth.chat.harmony import speaks_harmony
+from openhearth.chat.thinking import knows_thinking
 from openhearth.config import Config
 from openhearth.local import default_sampling
 from openhearth.server.models import Offer
@@ -39,17 +41,24 @@ def model_facts(offer: Offer, name: str) -> dict[str, Any]:
     """Return what `/api/show` answers; reads the tokenizer's files of a model that is not loaded."""
     stored, spec, served = offer.plan.stored, offer.plan.spec, offer.served
     if served is not None:
-        template, sampling = served.model.template, served.model.default_sampling
+        tokenizer, template = served.model.tokenizer, served.model.template
+        sampling = served.model.default_sampling
     else:
         checkpoint = formats.open_checkpoint(stored.path)
-        template = chat.load_template(checkpoint, chat.load_tokenizer(checkpoint))
+        tokenizer = chat.load_tokenizer(checkpoint)
+        template = chat.load_template(checkpoint, tokenizer)
         sampling = default_sampling(stored, checkpoint, Config.from_env())
     settings = "\n".join(f"{setting} {value:g}" for setting, value in sorted(sampling.items()))
     family = spec.model_type
+    capabilities = ["completion"]
+    if template is not None:
+        capabilities.append("tools")
+        if speaks_harmony(template, tokenizer) or knows_thinking(template, tokenizer):
+            capabilities.append("thinking")
     return {"modelfile": "", "parameters": settings,
             "template": template.sources.get("default", "") if template else "",
             "license": stored.licence or "", "modified_at": _time(offer.offered_at),
-            "details": _details(offer, name), "capabilities": ["completion"],
+            "details": _details(offer, name), "capabilities": capabilities,
             "model_info": {"general.architecture": family, "general.basename": name,
                            "general.parameter_count": spec.num_parameters,
                            f"{family}.context_length": offer.plan.context_length,
