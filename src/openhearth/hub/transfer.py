@@ -247,7 +247,7 @@ def _locked(partial: Path, report: Report | None) -> Iterator[_Lock]:
 
 def _acquire(fd: int, partial: Path, report: Report | None) -> bool:
     """Take the lock, showing the holder's progress meanwhile; return whether that took waiting."""
-    has_waited = False
+    has_waited, done, total = False, 0, None
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -259,7 +259,9 @@ def _acquire(fd: int, partial: Path, report: Report | None) -> bool:
             raise HearthError(f"`{partial.parent}` cannot be locked", why=str(error),
                               hint="set HEARTH_HOME to a folder on a local disk") from None
         has_waited = True
-        done, total = num_bytes_present(partial)
+        found = num_bytes_present(partial)
+        if found[1] is not None:  # the holder's journal goes a little before its lock
+            done, total = found
         report("wait", done, total, 0, "")
         time.sleep(_POLL_S)
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import resource
 import signal
@@ -379,24 +380,32 @@ def test_a_kill_between_the_last_byte_and_the_return_costs_no_byte(server, confi
 def test_two_processes_share_one_download(server, config, tmp_path):
     body = random_bytes(16 * CHUNK)
     remote, partial = offered(server, body), tmp_path / "x"
-    server.faults.delay_s = 0.03
-    first, second = start_fetch(remote, partial), start_fetch(remote, partial)
+    server.faults.delay_s = 0.2  # until the second process has seen the first one's progress
+    first = start_fetch(remote, partial)
+    first.stdout.readline()
+    second = start_fetch(remote, partial)
+    seen = ["wait", 0, None, 0]
+    while seen[0] == "wait" and not seen[1]:
+        seen = json.loads(second.stdout.readline())
+    assert seen[0] == "wait" and 0 < seen[1] < seen[2] == len(body)
+    server.faults.delay_s = 0
     told = [reports(first), reports(second)]
     assert [lines[-1] for lines in told] == [["done", remote.sha256]] * 2
     assert server.total_served() == len(body)
-    waiting = [line for lines in told for line in lines if line[0] == "wait"]
-    assert len(waiting) >= 2 and waiting[-1][1] > 0 and waiting[-1][2] == len(body)
+    waiting = [line[1] for line in told[1] if line[0] == "wait"]
+    assert waiting == sorted(waiting)
     assert partial.read_bytes() == body and left_beside(partial) == []
 
 
 def test_the_second_process_takes_over_when_the_first_dies(server, config, tmp_path):
     body = random_bytes(16 * CHUNK)
     remote, partial = offered(server, body), tmp_path / "x"
-    server.faults.delay_s = 0.01
+    server.faults.delay_s = 0.2
     first = start_fetch(remote, partial)
     first.stdout.readline()
     second = start_fetch(remote, partial)
     assert second.stdout.readline().startswith('["wait"')
+    server.faults.delay_s = 0.01
     while num_bytes_present(partial)[0] < 4 * CHUNK:
         time.sleep(0.01)
     first.send_signal(signal.SIGKILL)
@@ -409,11 +418,12 @@ def test_the_second_process_takes_over_when_the_first_dies(server, config, tmp_p
 def test_the_waiting_process_learns_the_digest_after_the_file_has_moved_away(server, config, tmp_path):
     body = random_bytes(8 * CHUNK)
     remote, partial = offered(server, body, is_pinned=False), tmp_path / "x"
-    server.faults.delay_s = 0.02
+    server.faults.delay_s = 0.2
     first = start_fetch(remote, partial)
     first.stdout.readline()
     second = start_fetch(remote, partial)
     assert second.stdout.readline().startswith('["wait"')
+    server.faults.delay_s = 0.02
     while first.poll() is None:
         time.sleep(0.001)
     os.replace(partial, tmp_path / "moved")
