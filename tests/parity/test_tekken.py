@@ -103,5 +103,5 @@ def test_what_is_no_such_file_is_refused(change, problem, tmp_path):
 
 
 def test_without_a_tokenizer_what_is_read_is_named(tmp_path):
-    with pytest.raises(ModelNotFound, match=r"tokenizer.json and tekken.json"):
+    with pytest.raises(ModelNotFound, match=r"tokenizer.json, tekken.json and tokenizer.model"):
         load_tokenizer(Checkpoint(tmp_path, "safetensors", (), {}, {}, {}))

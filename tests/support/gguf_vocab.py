@@ -40,8 +40,11 @@ def train_byte_level(num_tokens: int = 900) -> tuple[dict[str, int], list[tuple[
 
 
 @cache
-def train_sentencepiece() -> bytes:
-    """Return a SentencePiece BPE model with byte fallback and no normalisation, as Llama 2 has."""
+def train_sentencepiece(**changes) -> bytes:
+    """Return a SentencePiece BPE model with byte fallback and no normalisation, as Llama 2 has.
+
+    changes: other settings of the trainer; lists as tuples.
+    """
     import io
 
     import sentencepiece
@@ -49,9 +52,7 @@ def train_sentencepiece() -> bytes:
     out = io.BytesIO()
     known = set("".join([*SCRIPTS.values(), *WORDS, *NUMBERS, *CODE]))
     texts = [text for text in corpus(2000, seed=9) if set(text) <= known | {" "} and text.strip()]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=out,
+    settings = dict(
         model_type="bpe",
         vocab_size=1500,
         byte_fallback=True,
@@ -62,9 +63,12 @@ def train_sentencepiece() -> bytes:
         allow_whitespace_only_pieces=True,
         num_threads=1,
         minloglevel=2,
-        user_defined_symbols=["<tool>"],
+        user_defined_symbols=("<tool>",),
         max_sentence_length=10000,
     )
+    settings |= changes
+    settings["user_defined_symbols"] = list(settings["user_defined_symbols"])
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=out, **settings)
     return out.getvalue()
 
 

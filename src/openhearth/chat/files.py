@@ -17,6 +17,7 @@ MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_NAMED_TEMPLATES = 32
+_MISTRAL_VERSIONS = (7, 3, 2, 1)
 
 
 def read_config(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
@@ -33,7 +34,7 @@ def read_tokenizer_json(checkpoint: Checkpoint) -> str:
     if not path.is_file():
         raise ModelNotFound(
             f"`{checkpoint.path}` has no tokenizer.json",
-            why="read are tokenizer.json and tekken.json; tokenizer.model and vocab.json are not",
+            why="read are tokenizer.json, tekken.json and tokenizer.model; vocab.json is not",
             hint="hearth pull the model again with its tokenizer.json, or take a GGUF file of it",
         )
     return _read_text(path, MAX_TOKENIZER_BYTES)
@@ -43,6 +44,17 @@ def find_tekken(checkpoint: Checkpoint) -> Path | None:
     """Return the path of tekken.json where that is the folder's tokenizer; tokenizer.json goes before it."""
     path = checkpoint.path / "tekken.json"
     return path if path.is_file() and not (checkpoint.path / "tokenizer.json").is_file() else None
+
+
+def find_tokenizer_model(checkpoint: Checkpoint) -> Path | None:
+    """Return the path of SentencePiece's file where that is the folder's tokenizer.
+
+    tokenizer.json and tekken.json go before it, and tokenizer.model before Mistral's numbered ones.
+    """
+    if any((checkpoint.path / name).is_file() for name in ("tokenizer.json", "tekken.json")):
+        return None
+    names = ["tokenizer.model", *(f"tokenizer.model.v{version}" for version in _MISTRAL_VERSIONS)]
+    return next((path for name in names if (path := checkpoint.path / name).is_file()), None)
 
 
 def find_templates(checkpoint: Checkpoint) -> dict[str, str]:

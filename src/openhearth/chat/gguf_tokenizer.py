@@ -1,7 +1,8 @@
 """A tokenizer from GGUF metadata: byte-level BPE (`gpt2`) and SentencePiece BPE (`llama`).
 
 Key names and token types: GGUF specification and gguf-py 0.19.0. The result is what the family's
-own `tokenizer.json` would give; pre-tokenizers are in `pre_tokenizers.py`.
+own `tokenizer.json` would give; pre-tokenizers are in `pre_tokenizers.py`, SentencePiece's pieces in
+`sentencepiece.py`.
 
 Does not: build WordPiece, Unigram (`t5`) or other kinds; they are refused by name.
 """
@@ -9,15 +10,14 @@ Does not: build WordPiece, Unigram (`t5`) or other kinds; they are refused by na
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import IntEnum
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from openhearth.chat.pre_tokenizers import PreTokenizer, find_pre_tokenizer
+from openhearth.chat.sentencepiece import Pieces, TokenType, added_tokens, build_bpe, merges_from_scores
 from openhearth.errors import BadFile, Unsupported
 
-_SPACE = "\u2581"
 _IDS = {
     "bos_token": "bos_token_id",
     "eos_token": "eos_token_id",
@@ -27,17 +27,6 @@ _IDS = {
     "mask_token": "mask_token_id",
     "cls_token": "cls_token_id",
 }
-
-
-class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`."""
-
-    NORMAL = 1
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-    UNUSED = 5
-    BYTE = 6
 
 
 class GGUFVocabulary:
@@ -94,10 +83,6 @@ class GGUFVocabulary:
         value = self.value(key, int)
         return value if value is not None and 0 <= value < len(self.tokens) else None
 
-    def of_type(self, *types: TokenType) -> list[str]:
-        """Return the tokens of these types, by id."""
-        return [token for token, kind in zip(self.tokens, self.types, strict=True) if kind in types and token]
-
 
 def build_gguf_tokenizer(vocabulary: GGUFVocabulary, *, architecture: str = "") -> Tokenizer:
     """Return the `tokenizers` object that the metadata describes.
@@ -105,26 +90,23 @@ def build_gguf_tokenizer(vocabulary: GGUFVocabulary, *, architecture: str = "") 
     architecture: `general.architecture`; phi3 places its leading space differently.
     Raises: Unsupported for another kind or pre-tokenizer, by name; BadFile.
     """
-    if vocabulary.model == "gpt2":
-        built = _byte_level(vocabulary, pre_tokenizer_of(vocabulary))
-    elif vocabulary.model == "llama":
-        built = _sentencepiece(vocabulary, architecture)
-    else:
+    if vocabulary.model not in ("gpt2", "llama"):
         raise Unsupported(
             f"tokenizer kind `{vocabulary.model[:80]}` is not supported",
             why="known: gpt2 (byte-level BPE), llama (SentencePiece BPE)",
             hint="use the model's safetensors folder, which carries its tokenizer.json",
         )
-    control = dict.fromkeys(vocabulary.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
+    pieces = _pieces(vocabulary, architecture)
+    control = dict.fromkeys(pieces.of_type(TokenType.CONTROL, TokenType.UNKNOWN))
     control |= dict.fromkeys(vocabulary.tokens[i] for i in vocabulary.named.values() if vocabulary.tokens[i])
+    if vocabulary.model == "llama":
+        built = _sentencepiece(vocabulary, pieces)
+        built.add_tokens(list(added_tokens(pieces, list(control)).values()))
+        return built
+    built = _byte_level(vocabulary, pre_tokenizer_of(vocabulary))
     built.add_tokens([AddedToken(token, normalized=False, special=True) for token in control])
-    built.add_tokens(
-        [
-            AddedToken(token, normalized=False, special=False)
-            for token in vocabulary.of_type(TokenType.USER_DEFINED)
-            if token not in control
-        ]
-    )
+    built.add_tokens([AddedToken(token, normalized=False, special=False)
+                      for token in pieces.of_type(TokenType.USER_DEFINED) if token not in control])
     return built
 
 
@@ -144,7 +126,10 @@ def adds_bos(vocabulary: GGUFVocabulary) -> bool:
 
 
 def _byte_level(vocabulary: GGUFVocabulary, cut: PreTokenizer) -> Tokenizer:
-    model = _bpe(vocabulary, _stored_merges(vocabulary), ignore_merges=cut.ignores_merges)
+    try:
+        model = models.BPE(vocabulary.ids, _stored_merges(vocabulary), ignore_merges=cut.ignores_merges)
+    except Exception as error:  # the library raises plain Exception for a merge outside the vocabulary
+        raise _bad(f"the merges do not fit the vocabulary: {str(error)[:200]}") from error
     built = Tokenizer(model)
     if cut.is_nfc:
         built.normalizer = cut.normalizer()
@@ -153,45 +138,27 @@ def _byte_level(vocabulary: GGUFVocabulary, cut: PreTokenizer) -> Tokenizer:
     return built
 
 
-def _sentencepiece(vocabulary: GGUFVocabulary, architecture: str) -> Tokenizer:
+def _pieces(vocabulary: GGUFVocabulary, architecture: str) -> Pieces:
+    unknown = vocabulary.named.get("unk_token")
+    has_prefix = vocabulary.value("add_space_prefix", bool) is not False
+    prefix = "none" if not has_prefix else "stretch" if architecture == "phi3" else "text"
+    return Pieces(vocabulary.tokens, vocabulary.types, vocabulary.ids,
+                  None if unknown is None else vocabulary.tokens[unknown], prefix, _bad)
+
+
+def _sentencepiece(vocabulary: GGUFVocabulary, pieces: Pieces) -> Tokenizer:
     if vocabulary.value("remove_extra_whitespaces", bool):
         raise Unsupported(
             "a SentencePiece tokenizer that removes extra spaces is not supported",
             why="`tokenizer.ggml.remove_extra_whitespaces` is true",
             hint="use the model's safetensors folder, which carries its tokenizer.json",
         )
-    merges = (
-        _stored_merges(vocabulary) if vocabulary.array("merges", str) else _merges_from_scores(vocabulary)
-    )
-    unknown = vocabulary.named.get("unk_token")
-    built = Tokenizer(
-        _bpe(
-            vocabulary,
-            merges,
-            fuse_unk=True,
-            byte_fallback=TokenType.BYTE in vocabulary.types,
-            unk_token=None if unknown is None else vocabulary.tokens[unknown],
-        )
-    )
-    has_prefix = vocabulary.value("add_space_prefix", bool) is not False
-    if architecture == "phi3" and has_prefix:
-        built.normalizer = normalizers.Sequence(
-            [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
-        )
-    else:
-        built.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement=_SPACE, prepend_scheme="first" if has_prefix else "never", split=False
-        )
-    steps = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    built.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if has_prefix else steps)
-    return built
-
-
-def _bpe(vocabulary: GGUFVocabulary, merges: list[tuple[str, str]], **options: Any) -> models.BPE:
-    try:
-        return models.BPE(vocab=vocabulary.ids, merges=merges, **options)
-    except Exception as error:  # the library raises plain Exception for a merge outside the vocabulary
-        raise _bad(f"the merges do not fit the vocabulary: {str(error)[:200]}") from error
+    if vocabulary.array("merges", str):
+        return build_bpe(pieces, _stored_merges(vocabulary))
+    scores = vocabulary.array("scores", float, required=True)
+    if len(scores) != len(vocabulary.tokens):
+        raise _bad(f"{len(scores)} scores for {len(vocabulary.tokens)} tokens")
+    return build_bpe(pieces, merges_from_scores(pieces, scores))
 
 
 def _stored_merges(vocabulary: GGUFVocabulary) -> list[tuple[str, str]]:
@@ -202,31 +169,6 @@ def _stored_merges(vocabulary: GGUFVocabulary) -> list[tuple[str, str]]:
             raise _bad(f"merge `{line[:80]}` is not a pair")
         merges.append((left, right))
     return merges
-
-
-def _merges_from_scores(vocabulary: GGUFVocabulary) -> list[tuple[str, str]]:
-    """Return the merges that a SentencePiece vocabulary implies, best score first.
-
-    Each normal piece is reached from every pair of pieces it splits into; pairs of one piece are
-    ordered by length. Source: `generate_merges` of transformers 5.23.0, whose order this gives.
-    """
-    scores = vocabulary.array("scores", float, required=True)
-    if len(scores) != len(vocabulary.tokens):
-        raise _bad(f"{len(scores)} scores for {len(vocabulary.tokens)} tokens")
-    pieces = {
-        token: token_id
-        for token, token_id in vocabulary.ids.items()
-        if vocabulary.types[token_id] in (TokenType.NORMAL, TokenType.USER_DEFINED)
-    }
-    merges = []
-    for token, token_id in pieces.items():
-        if vocabulary.types[token_id] is TokenType.NORMAL:
-            for cut in range(1, len(token)):
-                left, right = token[:cut], token[cut:]
-                if left in pieces and right in pieces:
-                    merges.append(((-scores[token_id], -len(left), -len(right), token_id), left, right))
-    merges.sort(key=lambda merge: merge[0])
-    return [(left, right) for _, left, right in merges]
 
 
 def _token_type(value: int) -> TokenType:

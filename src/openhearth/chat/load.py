@@ -12,8 +12,15 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from openhearth.chat.files import find_tekken, find_templates, read_config, read_tokenizer_json
+from openhearth.chat.files import (
+    find_tekken,
+    find_templates,
+    find_tokenizer_model,
+    read_config,
+    read_tokenizer_json,
+)
 from openhearth.chat.gguf_tokenizer import GGUFVocabulary, adds_bos, build_gguf_tokenizer
+from openhearth.chat.sentencepiece_file import build_sentencepiece
 from openhearth.chat.tekken import SPECIAL, build_tekken
 from openhearth.chat.tokenizer import Marks, Tokenizer
 from openhearth.errors import BadFile
@@ -41,20 +48,17 @@ END_OF_TURN = (
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Return the tokenizer of a folder (tokenizer.json, else tekken.json) or of a GGUF file (its metadata).
+    """Return the tokenizer of a folder or of a GGUF file (its metadata).
 
-    Raises: ModelNotFound without one of them, BadFile for a broken one, Unsupported for a kind
-    of GGUF tokenizer that is not known, by name.
+    A folder's is tokenizer.json, else tekken.json, else tokenizer.model. Raises: ModelNotFound without one
+    of them, BadFile for a broken one, Unsupported for a kind that is not known, by name.
     """
     if checkpoint.format == "gguf":
         return _from_gguf(checkpoint)
-    tekken = find_tekken(checkpoint)
-    backend = _from_tokenizer_json(checkpoint) if tekken is None else build_tekken(tekken)
     config = read_config(checkpoint, "tokenizer_config.json")
+    backend, own = _build(checkpoint, config)
     special = _special_tokens(config) or _special_tokens(read_config(checkpoint, "special_tokens_map.json"))
-    if tekken is not None:
-        own = {name: text for name, text in SPECIAL.items() if backend.token_to_id(text) is not None}
-        special = own | special
+    special = own | special
     _add_special(backend, config, special)
     ids = {name: backend.token_to_id(text) for name, text in special.items()}
     stops = {
@@ -77,6 +81,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             suffix_ids=suffix,
         ),
     )
+
+
+def _build(checkpoint: Checkpoint, config: Mapping[str, Any]) -> tuple[tokenizers.Tokenizer, dict[str, str]]:
+    """Return the backend, and the special tokens that its file names itself."""
+    if (path := find_tekken(checkpoint)) is not None:
+        backend = build_tekken(path)
+        return backend, {name: text for name, text in SPECIAL.items()
+                         if backend.token_to_id(text) is not None}
+    if (path := find_tokenizer_model(checkpoint)) is not None:
+        return build_sentencepiece(path, config, read_config(checkpoint, "added_tokens.json"))
+    return _from_tokenizer_json(checkpoint), {}
 
 
 def _from_tokenizer_json(checkpoint: Checkpoint) -> tokenizers.Tokenizer:

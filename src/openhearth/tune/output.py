@@ -23,8 +23,9 @@ from openhearth.tune.weights import adapter_weights
 if TYPE_CHECKING:
     from openhearth.tune.methods.records import Job
 
-_COPIED = ("generation_config.json", "tokenizer.json", "tekken.json", "tokenizer_config.json",
-           "special_tokens_map.json", "chat_template.jinja")
+_COPIED = ("generation_config.json", "tokenizer.json", "tekken.json", "tokenizer.model",
+           "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json",
+           "chat_template.jinja")
 
 
 def write_output(folder: Path, job: Job, model: nn.Module, adapter: Adapter | None) -> None:
