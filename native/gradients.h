@@ -1,6 +1,6 @@
 // Backward passes of what lies between matrix products: gated units, RMSNorm and attention. All arithmetic is
-// float32, whatever the rows' type, with one rounding at the end; with AMX and bf16 rows, weights of attention
-// and gradients of scores are rounded to bf16 as well before they are multiplied.
+// float32, whatever the rows' type, with one rounding at the end; with bf16 rows on AVX-512 and AMX,
+// weights of attention and gradients of scores are rounded to bf16 as well before they are multiplied.
 //
 // Order of arithmetic: a sum runs over rows or keys in ascending order, in blocks whose size is fixed. It depends
 // on the pack and the instruction set, never on the threads.

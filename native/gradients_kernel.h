@@ -307,13 +307,5 @@ void attention_grad_family(const AttentionGradCall& call, const AttentionFamily&
     });
 }
 
-inline void attention_grad_one(const AttentionGradCall& call, const AttentionFamily& family, float* scratch) {
-    if (call.number == Number::bf16) {
-        attention_grad_family<std::uint16_t>(call, family, scratch);
-    } else {
-        attention_grad_family<float>(call, family, scratch);
-    }
-}
-
 }  // namespace
 }  // namespace hearth
