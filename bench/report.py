@@ -29,8 +29,8 @@ def performance_pages(record: dict[str, Any], held_back: list[dict[str, Any]],
 
     held_back: records in which nobody used all instructions. wide: that of `wide.py`.
     """
-    training = [row for row in record["rows"] if "memory_ratio" in row]
-    by_work = _by_work([row for row in record["rows"] if row not in training])
+    speed, training = _split(record["rows"])
+    by_work = _by_work(speed)
     pages, images = {}, []
     for kind, title in CHARTS.items():
         groups = {work: _rates(rows) for work, rows in by_work.items() if work.startswith(f"{kind}_")}
@@ -174,6 +174,12 @@ def tune_page(record: dict[str, Any], text: str) -> dict[str, str]:
             "tune.md": f"{before}{MARKS[0]}\n{told}\n{MARKS[1]}{after}"}
 
 
+def _split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of `run.py`, and those of `train.py`."""
+    training = [row for row in rows if "memory_ratio" in row]
+    return [row for row in rows if row not in training], training
+
+
 def _by_work(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     by_work: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -185,11 +191,16 @@ def _held_back_texts(records: list[dict[str, Any]]) -> list[str]:
     texts = [HELD_BACK_HEAD] if records else []
     for record in records:
         isa, limits = record["settings"]["isa"], record["machine"]
-        texts += [f"### {isa}", _speed_table(_by_work(record["rows"])),
+        speed, training = _split(record["rows"])
+        texts += [f"### {isa}", _speed_table(_by_work(speed)),
                   f"{limits['cpu']}, commit {record['commit']}, {record['settings']['rounds']} rounds, "
                   f"{limits['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, "
                   f"{limits['matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of products; llama.cpp: "
-                  f"{record['rows'][0]['peer_flags'].partition('threads, ')[2]}."]
+                  f"{speed[0]['peer_flags'].partition('threads, ')[2]}."]
+        if training:
+            texts += ["Training, as above:", _training_table(training), _parts_table(training),
+                      f"Commit {training[0]['commit']}, "
+                      f"{training[0]['bf16_matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of bfloat16 products."]
     return texts
 
 

@@ -13,4 +13,9 @@ void attention_grad_avx2(const AttentionGradCall& call, const AttentionFamily& f
     one(call, family, scratch);
 }
 
+void attention_grad_sum_avx2(const AttentionGradCall& call, const float* grad_k, const float* grad_v, std::int64_t row,
+                             std::int64_t row_end) {
+    attention_grad_sum(call, grad_k, grad_v, row, row_end);
+}
+
 }  // namespace hearth

@@ -53,4 +53,9 @@ void attention_grad_avx512(const AttentionGradCall& call, const AttentionFamily&
     attention_grad_family<float>(call, family, scratch);
 }
 
+void attention_grad_sum_avx512(const AttentionGradCall& call, const float* grad_k, const float* grad_v, std::int64_t row,
+                               std::int64_t row_end) {
+    attention_grad_sum(call, grad_k, grad_v, row, row_end);
+}
+
 }  // namespace hearth
