@@ -149,7 +149,8 @@ def _perplexity_sections(record: dict[str, Any]) -> list[str]:
         tokens=text["num_tokens"], window=text["window"], sha256=text["sha256"],
         source=record["source"]["name"],
         bos="after a BOS" if text["has_bos"] else "this model's tokenizer adds no BOS",
-        truth=f"{truth:.4f}", transformers=versions["transformers"], llama=versions["llama.cpp"])
+        truth=f"{truth:.4f}", transformers=versions["transformers"], llama=versions["llama.cpp"],
+        isa=record["settings"]["isa"])
     return [f"{about}\n{table}", FORMATS_TAIL]
 
 
@@ -411,7 +412,8 @@ original is: Q4_1 is the file itself, and Q4_0 has been quantised a second time.
 openhearth's own formats; made from numbers that lie on a 4-bit grid already, they lose less here
 than they would on a model that was never quantised. The change is against the same weights in
 float32 with `transformers` {transformers}: {truth}. llama.cpp is the one in llama-cpp-python
-{llama}, on the same files and windows.
+{llama}, on the same files and windows. Computed with {isa}: without AMX, int8 and int4 multiply
+activations that are rounded to 8 bits, as llama.cpp does for all of its quantised files.
 """
 FORMATS_TAIL = """\
 Again:
