@@ -1,4 +1,4 @@
-"""Prompts with a gap for SentencePiece vocabularies are those of CodeLlama's tokenizer and of Meta's recipe."""
+"""Prompts with a gap for SentencePiece vocabularies: CodeLlama's tokenizer and Meta's recipe give the same."""
 
 import json
 

@@ -1,9 +1,10 @@
-"""Prompts with a gap: which marks a tokenizer has, in which order they stand, and what can never become one."""
+"""Prompts with a gap: which marks a tokenizer has, their order, and what can never become one of them."""
 
 import json
 
 import pytest
-from support.gguf_vocab import byte_level_keys, gguf_checkpoint, write_gguf
+from support.gguf_vocab import byte_level_keys, gguf_checkpoint, sentencepiece_keys, write_gguf
+from support.infill import MARKS, add_tokens
 from support.tiny import build_tokenizer
 
 from openhearth.chat import Infill, TextStream, infill_prompt, load_tokenizer
@@ -11,9 +12,8 @@ from openhearth.errors import Unsupported
 from openhearth.formats.records import Checkpoint
 
 BEFORE, AFTER = "def main():\n    print('", "')\n\treturn None\n"
-QWEN = ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")
 STYLES = {
-    "qwen": QWEN,
+    "qwen": MARKS,
     "starcoder": ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     "santacoder": ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     "deepseek": ("<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"),
@@ -24,13 +24,10 @@ STYLES = {
 
 def build(folder, *added, is_special=True, **config):
     """A tokenizer with these added tokens, ours and that of transformers; config: of its tokenizer_config."""
-    from tokenizers import AddedToken, Tokenizer
     from transformers import PreTrainedTokenizerFast
 
     build_tokenizer(folder, 400)
-    backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    backend.add_tokens([AddedToken(text, special=is_special, normalized=False) for text in added])
-    backend.save(str(folder / "tokenizer.json"))
+    backend = add_tokens(folder, *added, is_special=is_special)
     path = folder / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
     return (load_tokenizer(Checkpoint(folder, "safetensors", (), {}, {}, {})),
@@ -69,21 +66,21 @@ def test_marks_that_users_write_stay_text(tmp_path, style, is_special):
 
 
 def test_a_prompt_begins_as_the_checkpoint_asks_and_never_ends_with_eos(tmp_path):
-    ours, _ = build(tmp_path, *QWEN, add_bos_token=True, add_eos_token=True)
+    ours, _ = build(tmp_path, *MARKS, add_bos_token=True, add_eos_token=True)
     assert ours.encode("x", add_special_tokens=True)[-1] == ours.eos_token_id
     token_ids = infill_prompt(ours, Infill("x", "y"), "m")
-    assert token_ids[:2] == [ours.bos_token_id, ours.token_id(QWEN[0])]
-    assert token_ids[-1] == ours.token_id(QWEN[2])
+    assert token_ids[:2] == [ours.bos_token_id, ours.token_id(MARKS[0])]
+    assert token_ids[-1] == ours.token_id(MARKS[2])
 
 
 def test_what_begins_another_file_ends_a_middle_and_no_other_answer(tmp_path):
-    ours, _ = build(tmp_path, *QWEN, "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", is_special=False)
-    names = (*QWEN, "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", "<|im_end|>", "<|endoftext|>")
+    ours, _ = build(tmp_path, *MARKS, "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", is_special=False)
+    names = (*MARKS, "<|fim_pad|>", "<|file_sep|>", "<|repo_name|>", "<|im_end|>", "<|endoftext|>")
     assert ours.infill.end_ids == {ours.token_id(text) for text in names}
     assert ours.stop_token_ids == {ours.token_id("<|im_end|>")}
 
 
-@pytest.mark.parametrize("added", [(), QWEN[:2], (QWEN[0], "<fim_suffix>", QWEN[2]), ("[PREFIX]",)])
+@pytest.mark.parametrize("added", [(), MARKS[:2], (MARKS[0], "<fim_suffix>", MARKS[2]), ("[PREFIX]",)])
 def test_a_tokenizer_without_all_marks_of_a_family_is_refused_by_name(tmp_path, added):
     ours, _ = build(tmp_path, *added)
     assert ours.infill is None
@@ -116,10 +113,10 @@ def test_the_metadata_of_a_gguf_file_names_the_marks(tmp_path, keys):
 
 def test_the_metadata_goes_before_spellings_and_both_before_half_of_either(tmp_path):
     swapped = dict(zip(NEWER, (902, 901, 900), strict=True))
-    ours = load_gguf(tmp_path, controls=QWEN, **swapped)
+    ours = load_gguf(tmp_path, controls=MARKS, **swapped)
     assert (ours.infill.prefix_id, ours.infill.suffix_id, ours.infill.middle_id) == (902, 901, 900)
     half = {**swapped, NEWER[1]: 10**6, **dict.fromkeys(OLDER, 5)}  # outside the vocabulary; thrice the same
-    ours = load_gguf(tmp_path, controls=QWEN, **half)
+    ours = load_gguf(tmp_path, controls=MARKS, **half)
     assert (ours.infill.prefix_id, ours.infill.suffix_id, ours.infill.middle_id) == (900, 901, 902)
 
 
@@ -137,8 +134,6 @@ def test_ordinary_tokens_that_the_metadata_names_are_marks_and_no_text_becomes_o
 
 
 def test_the_text_of_a_middle_keeps_its_first_space(tmp_path):
-    from support.gguf_vocab import sentencepiece_keys
-
     keys = sentencepiece_keys(**dict(zip(NEWER, (5, 6, 7), strict=True)))
     ours = load_tokenizer(gguf_checkpoint(write_gguf(tmp_path / "m.gguf", keys)))
     token_ids = ours.encode("return")
