@@ -139,7 +139,7 @@ def test_what_makes_no_sense_with_a_suffix_is_refused_by_name(client, settings, 
 
 def test_a_model_without_marks_is_named_with_a_way_on(plain):
     client = openai.OpenAI(base_url=f"{plain.url}/v1", api_key="none", max_retries=0)
-    with pytest.raises(openai.BadRequestError, match="`tiny` does not support insert.*hint: ") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"`tiny` does not support insert.*hint: ") as caught:
         complete(client)
     assert caught.value.param == "suffix"
     with pytest.raises(ollama.ResponseError, match="`tiny` does not support insert") as caught:
@@ -169,7 +169,8 @@ def test_ollama_fills_in_the_same(running, client, oracle):
 
 @pytest.mark.parametrize("settings", [{"raw": True}, {"system": "be brief"}, {"think": True}])
 def test_ollama_refuses_what_a_gap_has_no_place_for(running, settings):
-    with pytest.raises(ollama.ResponseError, match=f"`{next(iter(settings))}` is given with `suffix`") as caught:
+    [name] = settings
+    with pytest.raises(ollama.ResponseError, match=f"`{name}` is given with `suffix`") as caught:
         ollama.Client(running.url).generate("tiny", "x", suffix="y", **settings)
     assert caught.value.status_code == 400
 
@@ -203,7 +204,8 @@ def test_mistrals_path_fills_in_the_same(running, oracle):
     *events, done, rest = fill(running, stream=True).text.split("\n\n")
     assert (done, rest) == ("data: [DONE]", "")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
-    assert "".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks) == choice["message"]["content"]
+    texts = [chunk["choices"][0]["delta"]["content"] for chunk in chunks]
+    assert "".join(texts) == choice["message"]["content"]
     assert chunks[-1]["usage"] == answer["usage"] and "usage" not in chunks[0]
     assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "length"]
     at_the_end = fill(running, suffix=None).json()["choices"][0]["message"]["content"]

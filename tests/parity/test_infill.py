@@ -1,4 +1,4 @@
-"""Prompts with a gap for SentencePiece vocabularies: CodeLlama's tokenizer and Meta's recipe give the same."""
+"""Prompts with a gap for SentencePiece vocabularies, as CodeLlama's tokenizer and Meta's recipe give them."""
 
 import json
 

@@ -42,7 +42,7 @@ FIELDS = (
     Field("suffix", "the text after the gap; empty when left out", text),
     Field("stream", "answer in server-sent events", flag),
     Field("max_tokens", "longest answer; the rest of the context when left out", whole(1, 2**31)),
-    Field("stop", "one text, or up to 16; the answer ends before it", stop_texts(16)),
+    Field("stop", "one text, or up to 64; the answer ends before it", stop_texts(64)),
     Field("random_seed", "same request, same seed, same weights: same tokens, under any load",
           whole(0, 2**63 - 1)),
     Field("temperature", "0 is greedy; the model's own recommendation when left out", number(0, 2)),
