@@ -17,6 +17,7 @@ from typing import Any
 from openhearth.chat import Infill, Reading
 from openhearth.server.dialects.openai_fields import (
     error_document,
+    max_tokens_of,
     sampling_settings,
     stream_error,
     to_event,
@@ -42,13 +43,14 @@ FIELDS = (
     Field("suffix", "the text after the gap; empty when left out", text),
     Field("stream", "answer in server-sent events", flag),
     Field("max_tokens", "longest answer; the rest of the context when left out", whole(1, 2**31)),
+    Field("max_completion_tokens", "the newer name of `max_tokens`, which Continue sends", whole(1, 2**31)),
     Field("stop", "one text, or up to 64; the answer ends before it", stop_texts(64)),
     Field("random_seed", "same request, same seed, same weights: same tokens, under any load",
           whole(0, 2**63 - 1)),
     Field("temperature", "0 is greedy; the model's own recommendation when left out", number(0, 2)),
     Field("top_p", "the likeliest tokens up to this mass", number(0, 1)),
-    Field("presence_penalty", "taken from tokens that the answer has (Continue sends it)", number(-2, 2)),
-    Field("frequency_penalty", "taken once per occurrence in the answer (Continue sends it)", number(-2, 2)),
+    Field("presence_penalty", "taken from tokens that the answer has (as in OpenAI)", number(-2, 2)),
+    Field("frequency_penalty", "taken once per occurrence in the answer (as in OpenAI)", number(-2, 2)),
     refused("min_tokens", "an answer ends where the model ends it; `0` is taken", 0),
     refused("metadata", "completions are not stored", {}),
 )
@@ -62,7 +64,7 @@ async def fill(call: Call) -> Stream | dict[str, Any]:
     adapter = served.adapter_of(model)
     token_ids = await served.encode_infill(Infill(values["prompt"], values.get("suffix", "")), model)
     generation = await call.open(served.job(
-        token_ids, adapter=adapter, settings=sampling_settings(values), max_tokens=values.get("max_tokens"),
+        token_ids, adapter=adapter, settings=sampling_settings(values), max_tokens=max_tokens_of(values),
         seed=values.get("random_seed"), stops=values.get("stop", ()), cache_salt=call.cache_salt,
         reading=Reading(is_middle=True)))
     call.note(model=model)
