@@ -14,6 +14,7 @@ from tokenizers import AddedToken
 
 from openhearth.chat.files import find_tekken, find_templates, read_config, read_tokenizer_json
 from openhearth.chat.gguf_tokenizer import GGUFVocabulary, adds_bos, build_gguf_tokenizer
+from openhearth.chat.infill import find_infill
 from openhearth.chat.tekken import SPECIAL, build_tekken
 from openhearth.chat.tokenizer import Marks, Tokenizer
 from openhearth.errors import BadFile
@@ -75,6 +76,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             special_tokens=special,
             prefix_ids=prefix,
             suffix_ids=suffix,
+            infill=find_infill(_added_ids(backend), END_OF_TURN),
         ),
     )
 
@@ -116,8 +118,13 @@ def _from_gguf(checkpoint: Checkpoint) -> Tokenizer:
             special_tokens={name: vocabulary.tokens[i] for name, i in vocabulary.named.items()},
             prefix_ids=(bos,) if bos is not None and adds_bos(vocabulary) else (),
             suffix_ids=(eos,) if eos is not None and adds_eos else (),
+            infill=find_infill(_added_ids(backend), END_OF_TURN, vocabulary.token_id),
         ),
     )
+
+
+def _added_ids(backend: tokenizers.Tokenizer) -> dict[str, int]:
+    return {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

@@ -45,6 +45,8 @@ def command(
     adapter: str = typer.Option(None, "--adapter", metavar="RUN|PATH",
                                 help="Adapter to use: a run of `hearth tune`, or a folder in PEFT's layout."),
     raw: bool = typer.Option(False, "--raw", help="The prompt as it is, without the chat template."),
+    suffix: str = typer.Option(None, "--suffix", metavar="TEXT",
+                               help="With --raw: fill in what stands between the prompt and this text."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="Numbers to compute in; auto goes by the "
                                                                   "weights and the CPU."),
@@ -71,6 +73,9 @@ def command(
     from openhearth.cli.sampling import read_schema
 
     model, prompt = split_arguments(model, prompt)
+    if suffix is not None and not raw:
+        raise UsageError("--suffix is given without --raw", why="a conversation has no gap to fill",
+                         hint='hearth run --raw MODEL "def add(a, b):" --suffix "    return total"')
     prompt = gather_prompt(prompt, is_raw=raw)
     if raw and system is not None:
         raise UsageError("--raw and --system exclude each other", why="a raw prompt has no roles",
@@ -92,7 +97,8 @@ def command(
                              hint='hearth run --raw smollm2 "Once upon a time"')
         run.chat(system)
     else:
-        run.answer(prompt, system, is_raw=raw, is_json=json, has_logprobs=logprobs or top_logprobs > 0)
+        run.answer(prompt, system, suffix, is_raw=raw, is_json=json,
+                   has_logprobs=logprobs or top_logprobs > 0)
 
 
 class _Run:
@@ -151,28 +157,29 @@ class _Run:
             run_chat(model, home=Config.from_env().home, system=system, settings=self.sampling,
                      is_quiet=self.is_quiet)
 
-    def answer(self, prompt: str, system: str | None, *, is_raw: bool, is_json: bool,
+    def answer(self, prompt: str, system: str | None, suffix: str | None, *, is_raw: bool, is_json: bool,
                has_logprobs: bool) -> None:
         """Answer and leave: 130 after Ctrl-C, with what was generated on stdout."""
         import secrets
 
+        from openhearth.chat import Infill
         from openhearth.cli.answer import answer_record, closing_line, collect, print_logprobs, write_text
         from openhearth.cli.interrupt import catch_interrupt
         from openhearth.cli.output import print_json, print_note
         from openhearth.hardware import peak_memory_bytes
 
-        num_bytes = len(prompt.encode("utf-8", "surrogatepass"))
+        num_bytes = len((prompt + (suffix or "")).encode("utf-8", "surrogatepass"))
         model = self.load(num_bytes // 3 + self.sampling.get("max_tokens", _ANSWER_TOKENS),
                           is_printing=not is_json)
         if is_raw:
-            prompt_token_ids, reading = model.encode_prompt(prompt), None
+            asked, reading = prompt if suffix is None else Infill(prompt, suffix), None
         else:
             messages = [{"role": "system", "content": system}] if system is not None else []
             rendered = model.render([*messages, {"role": "user", "content": prompt}])
-            prompt_token_ids, reading = rendered.token_ids, model.reading(rendered.text)
+            asked, reading = rendered.token_ids, model.reading(rendered.text)
         sampling = {"seed": secrets.randbits(53), **self.sampling}
         with catch_interrupt() as interrupt:
-            answer = collect(model, prompt_token_ids, reading, sampling,
+            answer = collect(model, asked, reading, sampling,
                              (lambda text: None) if is_json else write_text, interrupt)
         measured = {"peak_memory_bytes": peak_memory_bytes()}
         if is_json:
