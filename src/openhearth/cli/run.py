@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from openhearth.cli.loading import LoadSettings
+from openhearth.cli.loading import LoadSettings, import_engine
 from openhearth.errors import UsageError
 
 if TYPE_CHECKING:
     from openhearth.cli.memory import MemoryPlan
+    from openhearth.hub import StoredModel
     from openhearth.local import LocalModel
 
 _ANSWER_TOKENS = 1024
@@ -95,6 +96,12 @@ def command(
         if raw or json or logprobs or top_logprobs:
             raise UsageError("there is no prompt", why="--raw, --json and --logprobs need one",
                              hint='hearth run --raw smollm2 "Once upon a time"')
+        if not sys.stdout.isatty():
+            raise UsageError("there is no prompt", why="a chat needs stdout to be a terminal too",
+                             hint='hearth run smollm2 "What is the capital of France?" > answer.txt')
+    run.find()
+    import_engine()
+    if prompt is None:
         run.chat(system)
     else:
         run.answer(prompt, system, suffix, is_raw=raw, is_json=json,
@@ -114,40 +121,40 @@ class _Run:
         self.draft = draft
         self.is_quiet = is_quiet
         self.is_verbose = is_verbose
+        self.stored: StoredModel | None = None
         self.plan: MemoryPlan | None = None
 
-    def load(self, num_tokens: int, *, is_printing: bool) -> LocalModel:
-        """Load the model; the sampling settings are checked before anything is fetched."""
-        from openhearth.cli.loading import (
-            fetch_draft,
-            fetch_model,
-            load_stored,
-            note_other_base,
-            predict_memory,
-            print_prediction,
-        )
+    def find(self) -> None:
+        """Find or fetch what is asked for; the sampling settings are checked before anything is fetched."""
+        from openhearth.cli.loading import fetch_draft, fetch_model
         from openhearth.cli.sampling import check_sampling
         from openhearth.config import Config
-        from openhearth.runs import find_output
 
         config = Config.from_env()
         if self.adapter is not None:
+            from openhearth.runs import find_output
+
             self.settings = replace(self.settings, adapter=find_output(config.home, self.adapter))
-        stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
+        self.stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
         self.settings = replace(self.settings, draft=fetch_draft(self.draft, config))
-        if self.is_verbose:
-            self.plan = predict_memory(stored, self.settings, num_tokens)
-            if is_printing:
-                print_prediction(stored, self.plan)
+
+    def load(self, num_tokens: int, *, is_printing: bool) -> LocalModel:
+        """Load the model that was found."""
+        from openhearth.cli.loading import load_stored, note_other_base, predict_memory, print_prediction
+        from openhearth.cli.sampling import check_sampling
+        from openhearth.config import Config
+
         check_sampling(self.sampling)
-        model = load_stored(stored, self.ref, config, self.settings)
+        if self.is_verbose:
+            self.plan = predict_memory(self.stored, self.settings, num_tokens)
+            if is_printing:
+                print_prediction(self.stored, self.plan)
+        model = load_stored(self.stored, self.ref, Config.from_env(), self.settings)
         note_other_base(model)
         return model
 
     def chat(self, system: str | None) -> None:
-        if not sys.stdout.isatty():
-            raise UsageError("there is no prompt", why="a chat needs stdout to be a terminal too",
-                             hint='hearth run smollm2 "What is the capital of France?" > answer.txt')
+        """Chat until it is ended."""
         from openhearth.cli.chat_terminal import run_chat
         from openhearth.cli.interrupt import raise_on_interrupt
         from openhearth.config import Config
