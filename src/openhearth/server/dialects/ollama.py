@@ -14,7 +14,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
 from openhearth.chat import AnswerPiece, Infill, Reading, ToolCall, whole_answer
@@ -43,6 +42,8 @@ from openhearth.server.fields import (
 )
 from openhearth.server.generation import Generation
 
+OLLAMA_VERSION = "0.12.11"
+"""The release of Ollama whose API is spoken here: the first one with `logprobs`."""
 MAX_LOGPROBS = 20
 _DURATION = re.compile(r"-?(?:\d{1,12}(?:\.\d{1,12})?(?:ns|us|ms|s|m|h)?){1,6}")
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -330,8 +331,8 @@ async def show(call: Call) -> dict[str, Any]:
 
 
 async def show_version(call: Call) -> dict[str, str]:
-    """`GET /api/version`: openhearth's own."""
-    return {"version": version("openhearth")}
+    """`GET /api/version`: whose API this speaks; clients ask in order to know what they may send."""
+    return {"version": OLLAMA_VERSION}
 
 
 def _error(error: HearthError, status: int, code: str | None, request_id: str) -> dict[str, Any]:
