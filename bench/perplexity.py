@@ -29,6 +29,7 @@ from peers.processes import Worker, WorkerFailed
 from openhearth import chat, hardware, hub
 from openhearth.config import Config
 from openhearth.formats import open_checkpoint
+from openhearth.kernels.select import chosen
 
 SHA256 = "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14"
 WINDOW = 512
@@ -108,7 +109,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
               "source": {"name": source.name, "num_bytes": source.stat().st_size},
               "versions": {name: read_installed(options.home, name).get("version")
                            for name in ("transformers", "llama.cpp")},
-              "settings": {"threads": options.threads, "llama.cpp": LLAMA}, "rows": [], "missing": []}
+              "settings": {"threads": options.threads, "isa": chosen().isa, "llama.cpp": LLAMA},
+              "rows": [], "missing": []}
     for row in ROWS:
         if options.only and f"{row.engine}:{row.weights}" not in options.only:
             continue

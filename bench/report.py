@@ -29,8 +29,8 @@ def performance_pages(record: dict[str, Any], held_back: list[dict[str, Any]],
 
     held_back: records in which nobody used all instructions. wide: that of `wide.py`.
     """
-    training = [row for row in record["rows"] if "memory_ratio" in row]
-    by_work = _by_work([row for row in record["rows"] if row not in training])
+    speed, training = _split(record["rows"])
+    by_work = _by_work(speed)
     pages, images = {}, []
     for kind, title in CHARTS.items():
         groups = {work: _rates(rows) for work, rows in by_work.items() if work.startswith(f"{kind}_")}
@@ -149,7 +149,8 @@ def _perplexity_sections(record: dict[str, Any]) -> list[str]:
         tokens=text["num_tokens"], window=text["window"], sha256=text["sha256"],
         source=record["source"]["name"],
         bos="after a BOS" if text["has_bos"] else "this model's tokenizer adds no BOS",
-        truth=f"{truth:.4f}", transformers=versions["transformers"], llama=versions["llama.cpp"])
+        truth=f"{truth:.4f}", transformers=versions["transformers"], llama=versions["llama.cpp"],
+        isa=record["settings"]["isa"])
     return [f"{about}\n{table}", FORMATS_TAIL]
 
 
@@ -174,6 +175,12 @@ def tune_page(record: dict[str, Any], text: str) -> dict[str, str]:
             "tune.md": f"{before}{MARKS[0]}\n{told}\n{MARKS[1]}{after}"}
 
 
+def _split(rows: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the rows of `run.py`, and those of `train.py`."""
+    training = [row for row in rows if "memory_ratio" in row]
+    return [row for row in rows if row not in training], training
+
+
 def _by_work(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     by_work: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -185,11 +192,16 @@ def _held_back_texts(records: list[dict[str, Any]]) -> list[str]:
     texts = [HELD_BACK_HEAD] if records else []
     for record in records:
         isa, limits = record["settings"]["isa"], record["machine"]
-        texts += [f"### {isa}", _speed_table(_by_work(record["rows"])),
+        speed, training = _split(record["rows"])
+        texts += [f"### {isa}", _speed_table(_by_work(speed)),
                   f"{limits['cpu']}, commit {record['commit']}, {record['settings']['rounds']} rounds, "
                   f"{limits['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s, "
                   f"{limits['matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of products; llama.cpp: "
-                  f"{record['rows'][0]['peer_flags'].partition('threads, ')[2]}."]
+                  f"{speed[0]['peer_flags'].partition('threads, ')[2]}."]
+        if training:
+            texts += ["Training, as above:", _training_table(training), _parts_table(training),
+                      f"Commit {training[0]['commit']}, "
+                      f"{training[0]['bf16_matmul_flops_per_s'] / 1e12:.2f} TFLOP/s of bfloat16 products."]
     return texts
 
 
@@ -400,7 +412,8 @@ original is: Q4_1 is the file itself, and Q4_0 has been quantised a second time.
 openhearth's own formats; made from numbers that lie on a 4-bit grid already, they lose less here
 than they would on a model that was never quantised. The change is against the same weights in
 float32 with `transformers` {transformers}: {truth}. llama.cpp is the one in llama-cpp-python
-{llama}, on the same files and windows.
+{llama}, on the same files and windows. Computed with {isa}: without AMX, int8 and int4 multiply
+activations that are rounded to 8 bits, as llama.cpp does for all of its quantised files.
 """
 FORMATS_TAIL = """\
 Again:

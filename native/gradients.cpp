@@ -26,6 +26,23 @@ Room take(std::int64_t count) {
     return room;
 }
 
+// Memory that a thread keeps from call to call.
+class Kept {
+public:
+    float* at_least(std::int64_t count) {
+        if (count > count_) {
+            room_.reset();
+            room_ = take(count);
+            count_ = count;
+        }
+        return room_.get();
+    }
+
+private:
+    Room room_;
+    std::int64_t count_ = 0;
+};
+
 }  // namespace
 
 #if defined(HEARTH_X86)
@@ -76,6 +93,9 @@ void attention_grad(Isa isa, const AttentionGradCall& call) {
         if (parent < 0) members[std::size_t(s)].insert(members[std::size_t(s)].begin(), s);
         if (parent >= 0) members[std::size_t(parent)].push_back(s);
     }
+    const std::int64_t num_rows = call.query_starts[call.num_sequences], head_numbers = num_rows * call.head_dim;
+    static thread_local Kept kept_sums;
+    float* const sums = kept_sums.at_least(2 * call.num_heads * head_numbers);
     struct Task {
         AttentionFamily family;
         std::int64_t num_rows;
@@ -83,24 +103,25 @@ void attention_grad(Isa isa, const AttentionGradCall& call) {
     std::vector<Task> tasks;
     for (const std::vector<std::int64_t>& family : members) {
         if (family.empty()) continue;
-        std::int64_t num_rows = 0;
-        for (const std::int64_t s : family) num_rows += padded_rows(rows_of(s));
-        if (num_rows == 0) continue;
-        for (std::int64_t head = 0; head < call.num_kv_heads; ++head) {
-            tasks.push_back({{family.data(), std::int64_t(family.size()), head}, num_rows});
+        std::int64_t family_rows = 0;
+        for (const std::int64_t s : family) family_rows += padded_rows(rows_of(s));
+        if (family_rows == 0) continue;
+        for (std::int64_t head = 0; head < call.num_heads; ++head) {
+            float* const grad_k = sums + head * head_numbers;
+            tasks.push_back({{family.data(), std::int64_t(family.size()), head, grad_k, grad_k + call.num_heads * head_numbers},
+                             family_rows});
         }
     }
     std::stable_sort(tasks.begin(), tasks.end(), [](const Task& a, const Task& b) { return a.num_rows > b.num_rows; });
     for_each_chunk(std::int64_t(tasks.size()), [&](std::int64_t chunk) {
         const Task& task = tasks[std::size_t(chunk)];
-        static thread_local Room room;
-        static thread_local std::int64_t size = 0;
-        const std::int64_t wanted = attention_grad_scratch(call.head_dim, task.num_rows);
-        if (wanted > size) {
-            room = take(wanted);
-            size = wanted;
-        }
-        one(call, task.family, room.get());
+        static thread_local Kept kept;
+        one(call, task.family, kept.at_least(attention_grad_scratch(call.head_dim, task.num_rows)));
+    });
+    const auto sum = HEARTH_PICK(isa, attention_grad_sum);
+    for_each_chunk((num_rows + kRowsPerSum - 1) / kRowsPerSum, [&](std::int64_t chunk) {
+        sum(call, sums, sums + call.num_heads * head_numbers, chunk * kRowsPerSum,
+            std::min((chunk + 1) * kRowsPerSum, num_rows));
     });
 }
 

@@ -1,9 +1,9 @@
 // Backward passes of what lies between matrix products: gated units, RMSNorm and attention. All arithmetic is
-// float32, whatever the rows' type, with one rounding at the end; with AMX and bf16 rows, weights of attention
-// and gradients of scores are rounded to bf16 as well before they are multiplied.
+// float32, whatever the rows' type, with one rounding at the end; with bf16 rows on AVX-512 and AMX,
+// weights of attention and gradients of scores are rounded to bf16 as well before they are multiplied.
 //
-// Order of arithmetic: a sum runs over rows or keys in ascending order, in blocks whose size is fixed. It depends
-// on the pack and the instruction set, never on the threads.
+// Order of arithmetic: a sum runs over rows or keys in ascending order, in blocks whose size is fixed, then over the
+// heads that share keys. It depends on the pack and the instruction set, never on the threads.
 #pragma once
 
 #include <cstdint>
@@ -54,10 +54,11 @@ struct AttentionGradCall {
     Number number;
 };
 
-// A sequence that others may continue, the ones that do, and one kv head.
+// A sequence that others may continue, the ones that do, and one head of queries.
 struct AttentionFamily {
     const std::int64_t* members;                  // sequences, the parent first
-    std::int64_t num_members, kv_head;
+    std::int64_t num_members, head;
+    float *grad_k, *grad_v;                       // what the head adds: head_dim numbers per row of the pack
 };
 
 constexpr std::int64_t kGradQueries = 64;         // at once
@@ -80,6 +81,11 @@ void rms_norm_grad_avx512(const RmsNormGradCall& call, std::int64_t row, std::in
 void attention_grad_avx2(const AttentionGradCall& call, const AttentionFamily& family, float* scratch);
 void attention_grad_avx512(const AttentionGradCall& call, const AttentionFamily& family, float* scratch);
 void attention_grad_amx(const AttentionGradCall& call, const AttentionFamily& family, float* scratch);
+// Rows of grad_k and grad_v from what all heads add, num_rows * head_dim numbers each.
+void attention_grad_sum_avx2(const AttentionGradCall& call, const float* grad_k, const float* grad_v, std::int64_t row,
+                             std::int64_t row_end);
+void attention_grad_sum_avx512(const AttentionGradCall& call, const float* grad_k, const float* grad_v, std::int64_t row,
+                               std::int64_t row_end);
 
 // The whole call on the pool. The instruction set must not be missing.
 void glu_grad(Isa isa, const GluGradCall& call);

@@ -241,11 +241,12 @@ inline void weigh_row(float* p, float* s, std::int64_t count, std::int64_t lengt
 template <typename X>
 void attention_grad_family(const AttentionGradCall& call, const AttentionFamily& family, float* scratch) {
     const std::int64_t* const starts = call.query_starts;
-    const std::int64_t head_dim = call.head_dim, kv_width = call.num_kv_heads * head_dim, q_width = call.num_heads * head_dim;
+    const std::int64_t head_dim = call.head_dim, q_width = call.num_heads * head_dim;
     std::int64_t num_rows = 0;
     for (std::int64_t i = 0; i < family.num_members; ++i) num_rows += starts[family.members[i] + 1] - starts[family.members[i]];
     const Memory memory(head_dim, num_rows, scratch);
-    const std::int64_t width = memory.width, length = memory.length, kv_at = family.kv_head * head_dim;
+    const std::int64_t width = memory.width, length = memory.length;
+    const std::int64_t head = family.head, kv_at = head / (call.num_heads / call.num_kv_heads) * head_dim;
     for (float* matrix : {memory.k, memory.k_turned, memory.v_turned, memory.grad_k, memory.grad_v}) clear(matrix, length * width);
     const auto for_each_row = [&](const auto& body) {
         std::int64_t inside = 0;
@@ -261,7 +262,6 @@ void attention_grad_family(const AttentionGradCall& call, const AttentionFamily&
             memory.v_turned[e * length + inside] = to_float(v[e]);
         }
     });
-    const std::int64_t group = call.num_heads / call.num_kv_heads;
     const std::int64_t parent_rows = starts[family.members[0] + 1] - starts[family.members[0]];
     std::int64_t own = 0;  // where the member's rows begin
     for (std::int64_t i = 0; i < family.num_members; ++i) {
@@ -269,50 +269,71 @@ void attention_grad_family(const AttentionGradCall& call, const AttentionFamily&
         const std::int64_t shared = i == 0 ? 0 : parent_rows;
         for (std::int64_t start = 0; start < count; start += kGradQueries) {
             const std::int64_t here = start + kGradQueries < count ? kGradQueries : count - start, seen = start + here;
-            for (std::int64_t head = family.kv_head * group; head < (family.kv_head + 1) * group; ++head) {
-                for (std::int64_t j = 0; j < here; ++j) {
-                    const std::int64_t row = first + start + j;
-                    const X* const grad = static_cast<const X*>(call.grad) + row * call.grad_stride + head * head_dim;
-                    take_turned(call, static_cast<const X*>(call.q) + row * call.q_stride + head * head_dim, row, call.scale,
-                                memory.q + j * width, width);
-                    for (std::int64_t e = 0; e < width; ++e) memory.grad[j * width + e] = e < head_dim ? to_float(grad[e]) : 0.0f;
-                }
-                // Shared keys first: what is written beyond them is overwritten by the member's own.
-                multiply<false>(memory.p, length, {memory.q, width, 1}, memory.k_turned, length, here, shared, head_dim);
-                multiply<false>(memory.p + shared, length, {memory.q, width, 1}, memory.k_turned + own, length, here, seen, head_dim);
-                multiply<false>(memory.s, length, {memory.grad, width, 1}, memory.v_turned, length, here, shared, head_dim);
-                multiply<false>(memory.s + shared, length, {memory.grad, width, 1}, memory.v_turned + own, length, here, seen, head_dim);
-                for (std::int64_t j = 0; j < here; ++j) {
-                    weigh_row(memory.p + j * length, memory.s + j * length, shared + start + j + 1, length, 1.0f);
-                }
-                multiply<false>(memory.grad_q, width, {memory.s, length, 1}, memory.k, width, here, width, shared);
-                multiply<true>(memory.grad_q, width, {memory.s + shared, length, 1}, memory.k + own * width, width, here, width, seen);
-                for (std::int64_t part = 0; part < 2; ++part) {
-                    const std::int64_t keys = part == 0 ? shared : seen, column = part == 0 ? 0 : shared, at = part == 0 ? 0 : own * width;
-                    multiply<true>(memory.grad_k + at, width, {memory.s + column, 1, length}, memory.q, width, keys, width, here);
-                    multiply<true>(memory.grad_v + at, width, {memory.p + column, 1, length}, memory.grad, width, keys, width, here);
-                }
-                for (std::int64_t j = 0; j < here; ++j) {
-                    const std::int64_t row = first + start + j;
-                    turn_back(call, memory.grad_q + j * width, row, call.scale,
-                              static_cast<X*>(call.grad_q) + row * q_width + head * head_dim);
-                }
+            for (std::int64_t j = 0; j < here; ++j) {
+                const std::int64_t row = first + start + j;
+                const X* const grad = static_cast<const X*>(call.grad) + row * call.grad_stride + head * head_dim;
+                take_turned(call, static_cast<const X*>(call.q) + row * call.q_stride + head * head_dim, row, call.scale,
+                            memory.q + j * width, width);
+                for (std::int64_t e = 0; e < width; ++e) memory.grad[j * width + e] = e < head_dim ? to_float(grad[e]) : 0.0f;
+            }
+            // Shared keys first: what is written beyond them is overwritten by the member's own.
+            multiply<false>(memory.p, length, {memory.q, width, 1}, memory.k_turned, length, here, shared, head_dim);
+            multiply<false>(memory.p + shared, length, {memory.q, width, 1}, memory.k_turned + own, length, here, seen, head_dim);
+            multiply<false>(memory.s, length, {memory.grad, width, 1}, memory.v_turned, length, here, shared, head_dim);
+            multiply<false>(memory.s + shared, length, {memory.grad, width, 1}, memory.v_turned + own, length, here, seen, head_dim);
+            for (std::int64_t j = 0; j < here; ++j) {
+                weigh_row(memory.p + j * length, memory.s + j * length, shared + start + j + 1, length, 1.0f);
+            }
+            multiply<false>(memory.grad_q, width, {memory.s, length, 1}, memory.k, width, here, width, shared);
+            multiply<true>(memory.grad_q, width, {memory.s + shared, length, 1}, memory.k + own * width, width, here, width, seen);
+            for (std::int64_t part = 0; part < 2; ++part) {
+                const std::int64_t keys = part == 0 ? shared : seen, column = part == 0 ? 0 : shared, at = part == 0 ? 0 : own * width;
+                multiply<true>(memory.grad_k + at, width, {memory.s + column, 1, length}, memory.q, width, keys, width, here);
+                multiply<true>(memory.grad_v + at, width, {memory.p + column, 1, length}, memory.grad, width, keys, width, here);
+            }
+            for (std::int64_t j = 0; j < here; ++j) {
+                const std::int64_t row = first + start + j;
+                turn_back(call, memory.grad_q + j * width, row, call.scale,
+                          static_cast<X*>(call.grad_q) + row * q_width + head * head_dim);
             }
         }
         own += count;
     }
     for_each_row([&](std::int64_t row, std::int64_t inside) {
-        turn_back(call, memory.grad_k + inside * width, row, 1.0f, static_cast<X*>(call.grad_k) + row * kv_width + kv_at);
-        copy_numbers(memory.grad_v + inside * width, static_cast<X*>(call.grad_v) + row * kv_width + kv_at, head_dim);
+        copy_numbers(memory.grad_k + inside * width, family.grad_k + row * head_dim, head_dim);
+        copy_numbers(memory.grad_v + inside * width, family.grad_v + row * head_dim, head_dim);
     });
 }
 
-inline void attention_grad_one(const AttentionGradCall& call, const AttentionFamily& family, float* scratch) {
-    if (call.number == Number::bf16) {
-        attention_grad_family<std::uint16_t>(call, family, scratch);
-    } else {
-        attention_grad_family<float>(call, family, scratch);
+// Adds up `count` rows that lie `distance` numbers apart.
+inline void sum_rows(const float* from, std::int64_t count, std::int64_t distance, float* to, std::int64_t size) {
+    for_each_vector(size, [&](std::int64_t i, std::int64_t part) {
+        Vec sum = load_some(from + i, part);
+        for (std::int64_t n = 1; n < count; ++n) sum = add(sum, load_some(from + n * distance + i, part));
+        store_some(to + i, sum, part);
+    });
+}
+
+template <typename X>
+void sum_heads(const AttentionGradCall& call, const float* grad_k, const float* grad_v, std::int64_t row, std::int64_t row_end) {
+    const std::int64_t head_dim = call.head_dim, group = call.num_heads / call.num_kv_heads;
+    const std::int64_t distance = call.query_starts[call.num_sequences] * head_dim, kv_width = call.num_kv_heads * head_dim;
+    float numbers[kMaxHeadDim];
+    for (; row < row_end; ++row) {
+        for (std::int64_t head = 0; head < call.num_kv_heads; ++head) {
+            const std::int64_t from = head * group * distance + row * head_dim, to = row * kv_width + head * head_dim;
+            sum_rows(grad_k + from, group, distance, numbers, head_dim);
+            turn_back(call, numbers, row, 1.0f, static_cast<X*>(call.grad_k) + to);
+            sum_rows(grad_v + from, group, distance, numbers, head_dim);
+            copy_numbers(numbers, static_cast<X*>(call.grad_v) + to, head_dim);
+        }
     }
+}
+
+inline void attention_grad_sum(const AttentionGradCall& call, const float* grad_k, const float* grad_v, std::int64_t row,
+                               std::int64_t row_end) {
+    const auto sum = call.number == Number::bf16 ? sum_heads<std::uint16_t> : sum_heads<float>;
+    sum(call, grad_k, grad_v, row, row_end);
 }
 
 }  // namespace

@@ -45,7 +45,7 @@ def train_ours(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any
         "eval_data": [str(held_out)], "out": "learning", "lora_rank": RANK, "lora_alpha": float(ALPHA),
         "learning_rate": RATE, "schedule": "constant", "warmup": 0.0, "steps": options.steps,
         "batch_size": options.batch_size, "max_tokens": MAX_TOKENS, "threads": options.threads,
-        "checkpoint_every": options.steps})
+        "checkpoint_every": options.steps, "dtype": options.dtype})
     config = replace(Config.from_env(), home=folder)
     job = tune.prepare(settings, config)
     run = RunFolder(folder, "learning")
@@ -57,6 +57,7 @@ def train_ours(options: argparse.Namespace, folder: Path) -> tuple[dict[str, Any
     order = Order(len(samples), seed=plan.seed).take(0, options.steps * plan.batch_size)
     asked = {"steps": options.steps, "batch_size": plan.batch_size, "learning_rate": RATE,
              "max_tokens": MAX_TOKENS, "threads": options.threads, "rank": RANK, "alpha": ALPHA,
+             "dtype": options.dtype,
              "rows": [_row(samples[place]) for place in order],
              "held_out": [_row(sample) for sample in job.work.held_out.samples]}
     return {"losses": [row["loss"] for row in run.metrics()], "before": losses["before"],
@@ -91,6 +92,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--held-out", type=int, default=200, help="rows of TEST")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--threads", type=int, default=hardware.usable_cores())
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -44,7 +44,8 @@ def main() -> None:
         asked = json.load(file)
     torch.set_num_threads(asked["threads"])
     set_seed(asked["seed"])
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.bfloat16, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=getattr(torch, asked["dtype"]),
+                                                 attn_implementation="sdpa")
     with tempfile.TemporaryDirectory() as folder:
         trainer = InOrder(
             model, args=SFTConfig(

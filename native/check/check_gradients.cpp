@@ -146,7 +146,7 @@ void check_attention(Isa isa, Heads heads, const std::vector<std::int64_t>& leng
     if (number == Number::bf16) {  // differences would see the rounding of turned heads
         Drawn wanted_q(grad_q.count, number, is_at_end), wanted_k(grad_k.count, number, is_at_end), wanted_v(grad_v.count, number, is_at_end);
         call.grad_q = wanted_q.address(), call.grad_k = wanted_k.address(), call.grad_v = wanted_v.address();
-        attention_grad(Isa::avx512, call);
+        attention_grad(Isa::avx2, call);
         near("attention q", grad_q, wanted_q);
         near("attention k", grad_k, wanted_k);
         near("attention v", grad_v, wanted_v);
@@ -207,13 +207,13 @@ void check(Isa isa) {
                 check_norm(isa, rows, size, Number::f32, number, rows == 3, is_at_end);
             }
         }
-        if (number == Number::bf16 && isa != Isa::amx) continue;
+        if (number == Number::bf16 && isa == Isa::avx2) continue;  // what the others are compared with
         for (const Heads& heads : {Heads{4, 4, 16, 16}, Heads{4, 2, 34, 20}, Heads{3, 1, 2, 2}}) {
             check_attention(isa, heads, {5, 1, 0, 9}, {-1, -1, -1, -1}, number, is_at_end);
             check_attention(isa, heads, {3, 7, 4, 2, 5}, {-1, 3, 0, -1, 0}, number, is_at_end);
         }
         check_attention(isa, {2, 1, 8, 8}, {70}, {-1}, number, is_at_end);
-        if (isa == Isa::amx) check_attention(isa, {6, 2, 64, 64}, {40, 130, 31}, {-1, 0, 0}, number, is_at_end);
+        if (number == Number::bf16) check_attention(isa, {6, 2, 64, 64}, {40, 130, 31}, {-1, 0, 0}, number, is_at_end);
     }
 }
 

@@ -57,7 +57,7 @@ _ADAPTER = "loaded"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _RECOMMENDABLE = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int] | chat.Infill
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,12 @@ class LocalModel:
         self._abandoned: deque[int] = deque()
 
     def encode_prompt(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids of a plain prompt: the text as is, with BOS where the tokenizer adds one."""
+        """Token ids of a plain prompt: the text as is, with BOS where the tokenizer adds one.
+
+        Raises: Unsupported for an `Infill` where the tokenizer has no marks of a gap.
+        """
+        if isinstance(prompt, chat.Infill):
+            return tuple(chat.infill_prompt(self.tokenizer, prompt, self.stored.name))
         if isinstance(prompt, str):
             return tuple(self.tokenizer.encode(prompt, add_special_tokens=True))
         return tuple(prompt)
@@ -265,15 +270,16 @@ class LocalModel:
                  reading: chat.Reading | None = None, **sampling: Any):
         """Continue a plain prompt, or several in one batch.
 
-        prompt: text, token ids, or a list of either. reading: as `stream`. Returns an Answer; a list of n
-        for n > 1; a list of those for a list of prompts. Raises: PromptTooLong, QueueFull, UsageError.
+        prompt: text, token ids, a `chat.Infill` whose gap is filled in, or a list of these. reading: as
+        `stream`. Returns an Answer; a list of n for n > 1; a list of those for a list of prompts.
+        Raises: PromptTooLong, QueueFull, Unsupported, UsageError.
         """
-        is_batch = not isinstance(prompt, str) and len(prompt) > 0 and not isinstance(prompt[0], int)
+        is_one = isinstance(prompt, str | chat.Infill) or len(prompt) == 0 or isinstance(prompt[0], int)
         streams: list[_Stream] = []
         answers = []
         try:
-            for one in prompt if is_batch else [prompt]:
-                streams.append(self._open(self.encode_prompt(one), n, reading, **sampling))
+            for one in [prompt] if is_one else prompt:
+                streams.append(self._open(one, n, reading, **sampling))
             for stream in streams:
                 for _ in stream.pieces():
                     pass
@@ -281,7 +287,7 @@ class LocalModel:
         finally:
             for stream in streams[len(answers):]:
                 self._close(stream.request_id)
-        return answers if is_batch else answers[0]
+        return answers[0] if is_one else answers
 
     def stream(self, prompt: Prompt, *, reading: chat.Reading | None = None,
                **sampling: Any) -> Iterator[Piece]:
@@ -289,7 +295,7 @@ class LocalModel:
 
         reading: of a rendered conversation; a plain prompt has none, its answer is text as it is.
         """
-        return _Pieces(self._open(self.encode_prompt(prompt), 1, reading, **sampling))
+        return _Pieces(self._open(prompt, 1, reading, **sampling))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, variables: Mapping[str, Any] | None = None,
              **sampling: Any) -> Answer:
@@ -313,11 +319,12 @@ class LocalModel:
             scores = self.engine.score(token_ids, self.adapter_name)
         return TokenLogprobs(token_ids, (None, *scores))
 
-    def _open(self, prompt_token_ids: tuple[int, ...], n: int, reading: chat.Reading | None, *,
+    def _open(self, prompt: Prompt, n: int, reading: chat.Reading | None, *,
               stop: str | Sequence[str] = (), stop_token_ids: Sequence[int] = (), seed: int | None = None,
               max_tokens: int | None = None, schema: Mapping[str, Any] | None = None,
               **sampling: Any) -> _Stream:
-        reading = reading or chat.Reading()
+        reading = reading or chat.Reading(is_middle=isinstance(prompt, chat.Infill))
+        prompt_token_ids = self.encode_prompt(prompt)
         if schema is not None:
             sampling["token_mask"] = self.follow(
                 reading.after_thinking(chat.schema_grammar(schema), self.tokenizer))
@@ -326,7 +333,7 @@ class LocalModel:
         try:
             request = Request(prompt_token_ids, Sampling(
                 **settings, seed=seed, max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
-                stop_token_ids=self.tokenizer.stop_token_ids | frozenset(stop_token_ids)),
+                stop_token_ids=reading.stop_token_ids(self.tokenizer) | frozenset(stop_token_ids)),
                 n=n, adapter=self.adapter_name)
         except TypeError as error:
             raise UsageError(f"unknown sampling setting: {error}",
@@ -384,7 +391,7 @@ class CompletionText:
     """
 
     def __init__(self, tokenizer: chat.Tokenizer, stops: tuple[str, ...], reading: chat.Reading) -> None:
-        self.stream = chat.TextStream(tokenizer, shown=reading.marks)
+        self.stream = chat.TextStream(tokenizer, shown=reading.marks, is_middle=reading.is_middle)
         self.stops = chat.StopStrings(stops)
         self.reader = reading.begin()
         self.pieces: list[chat.AnswerPiece] = []

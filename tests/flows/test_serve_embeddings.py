@@ -112,7 +112,7 @@ def test_the_same_bits_alone_and_beside_answers_that_go_on(running):
 
 def test_a_client_that_leaves_frees_its_pages(running):
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(running.url + "/v1/embeddings", timeout=0.1,
+        httpx.post(running.url + "/v1/embeddings", timeout=httpx.Timeout(20, read=0.1),
                    json={"model": "tiny", "input": ["fox " * 300] * 2000})
     running.wait_idle()
 

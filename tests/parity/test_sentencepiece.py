@@ -20,9 +20,9 @@ SETTINGS = {
     "bpe_no_prefix": {"add_dummy_prefix": False, "user_defined_symbols": ("\u2581\u2581", "\u2581\u2581\u2581",
                                                                          "<tool>", "\t\t")},
     "bpe_less_spaces": {"remove_extra_whitespaces": True, "user_defined_symbols": ()},
-    "unigram": {"model_type": "unigram", "vocab_size": 1200},
-    "unigram_no_bytes": {"model_type": "unigram", "vocab_size": 900, "byte_fallback": False},
-    "unigram_less_spaces": {"model_type": "unigram", "vocab_size": 1200, "remove_extra_whitespaces": True,
+    "unigram": {"model_type": "unigram", "vocab_size": 800},
+    "unigram_no_bytes": {"model_type": "unigram", "vocab_size": 500, "byte_fallback": False},
+    "unigram_less_spaces": {"model_type": "unigram", "vocab_size": 800, "remove_extra_whitespaces": True,
                             "user_defined_symbols": ()},
 }
 

@@ -10,6 +10,7 @@ from openhearth.chat.grammar import (
     regex_grammar,
     schema_grammar,
 )
+from openhearth.chat.infill import Infill, infill_prompt
 from openhearth.chat.load import load_tokenizer
 from openhearth.chat.pieces import AnswerPiece, ToolCall, WholeAnswer, whole_answer
 from openhearth.chat.reading import AnswerReader, Reading, reading_after
@@ -26,6 +27,7 @@ __all__ = [
     "ChatTemplate",
     "GrammarText",
     "Grammars",
+    "Infill",
     "Marks",
     "Reading",
     "RenderedChat",
@@ -37,6 +39,7 @@ __all__ = [
     "ToolCall",
     "WholeAnswer",
     "choice_grammar",
+    "infill_prompt",
     "lark_grammar",
     "load_template",
     "load_tokenizer",

@@ -20,6 +20,7 @@ from openhearth.chat.files import (
     read_tokenizer_json,
 )
 from openhearth.chat.gguf_tokenizer import GGUFVocabulary, adds_bos, build_gguf_tokenizer
+from openhearth.chat.infill import find_infill
 from openhearth.chat.sentencepiece_file import build_sentencepiece
 from openhearth.chat.tekken import SPECIAL, build_tekken
 from openhearth.chat.tokenizer import Marks, Tokenizer
@@ -79,6 +80,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
             special_tokens=special,
             prefix_ids=prefix,
             suffix_ids=suffix,
+            infill=find_infill(_added_ids(backend), END_OF_TURN),
         ),
     )
 
@@ -131,8 +133,13 @@ def _from_gguf(checkpoint: Checkpoint) -> Tokenizer:
             special_tokens={name: vocabulary.tokens[i] for name, i in vocabulary.named.items()},
             prefix_ids=(bos,) if bos is not None and adds_bos(vocabulary) else (),
             suffix_ids=(eos,) if eos is not None and adds_eos else (),
+            infill=find_infill(_added_ids(backend), END_OF_TURN, vocabulary.token_id),
         ),
     )
+
+
+def _added_ids(backend: tokenizers.Tokenizer) -> dict[str, int]:
+    return {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

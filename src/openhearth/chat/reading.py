@@ -32,6 +32,7 @@ class Reading:
     """What to look for in an answer. tools: the schema of each one's arguments; tool_format: None without.
 
     is_harmony: the answer is messages in channels; thinking then says where it begins (`harmony_after`).
+    is_middle: the answer fills a gap, and ends with the tokens that end one.
     Example: ``Reading(Thinking.INSIDE).begin().push("hm</think>4")`` gives "hm" as reasoning, "4" as content.
     """
 
@@ -39,6 +40,7 @@ class Reading:
     tool_format: ToolFormat | None = None
     tools: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     is_harmony: bool = False
+    is_middle: bool = False
 
     @property
     def marks(self) -> tuple[str, ...]:
@@ -54,6 +56,12 @@ class Reading:
         if self.is_harmony:
             return "".join(NEXT if self.tool_format is not None else (*NEXT, *FINAL))
         return f"\n{CLOSE}\n\n"
+
+    def stop_token_ids(self, tokenizer: Tokenizer) -> frozenset[int]:
+        """Return the tokens that end the answer."""
+        if not self.is_middle:
+            return tokenizer.stop_token_ids
+        return tokenizer.stop_token_ids | tokenizer.infill.end_ids
 
     def begin(self) -> AnswerReader | HarmonyReader:
         """Return the reader of one answer."""

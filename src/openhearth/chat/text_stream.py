@@ -80,17 +80,18 @@ def token_bytes_of(decoder_state: bytes | None) -> tuple[Callable[[str], bytes] 
 class TextStream:
     """Decodes a growing list of token ids.
 
-    skip_special: control tokens give no text, but for those shown. Example: ``s = TextStream(t); text =
-    s.push(5) + s.push(9) + s.finish()`` equals ``t.decode([5, 9])``.
+    skip_special: control tokens give no text, but for those shown. is_middle: the text stands between
+    others and keeps its first space, which SentencePiece otherwise put there. Example: ``s =
+    TextStream(t); text = s.push(5) + s.push(9) + s.finish()`` equals ``t.decode([5, 9])``.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True,
-                 shown: Iterable[str] = ()) -> None:
+                 shown: Iterable[str] = (), is_middle: bool = False) -> None:
         self._tokenizer = tokenizer
         self._shown = {tokenizer.control_tokens.get(text) for text in shown} - {None}
         self._skip_special = skip_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = tokenizer.num_stripped_spaces
+        self._strip = 0 if is_middle else tokenizer.num_stripped_spaces
         self._pending: list[int] = []
         self._given = ""
 

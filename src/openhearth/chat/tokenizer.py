@@ -1,9 +1,9 @@
 """Text to token ids and back, with user text that cannot become control tokens.
 
-A control token is one the tokenizer marks as special, or one that ends a turn. `Tokenizer.encode`
-gives control tokens for their spelling only with `parse_control=True`; everything else is data. The
-backends share one vocabulary and never change after construction, so a tokenizer may be used from
-many threads.
+A control token is one the tokenizer marks as special, or one that ends a turn or marks a gap.
+`Tokenizer.encode` gives control tokens for their spelling only with `parse_control=True`; everything else
+is data. The backends share one vocabulary and never change after construction, so a tokenizer may be used
+from many threads.
 
 Does not: truncate, pad, or add BOS unless asked. Added tokens that are not control tokens
 (`<think>`, `<tool_call>` of some families) are matched in all text, as their training did.
@@ -11,17 +11,20 @@ Does not: truncate, pad, or add BOS unless asked. Added tokens that are not cont
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import tokenizers
-from tokenizers import AddedToken
+from tokenizers import AddedToken, models
 
+from openhearth.chat.infill import InfillMarks
 from openhearth.chat.text_stream import decode_all, token_bytes_of
 from openhearth.errors import BadFile, UsageError
 
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)
+_BPE_OPTIONS = ("unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback")
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class Marks:
     """What a checkpoint says about its tokenizer besides the vocabulary.
 
     prefix_ids, suffix_ids: what `add_special_tokens` puts around a text. special_tokens: name ->
-    text, for templates. Example: ``Marks(bos_token_id=1, eos_token_id=2, prefix_ids=(1,))``.
+    text, for templates. infill: the marks of a gap, None where it has none.
+    Example: ``Marks(bos_token_id=1, eos_token_id=2, prefix_ids=(1,))``.
     """
 
     bos_token_id: int | None = None
@@ -38,13 +42,14 @@ class Marks:
     special_tokens: Mapping[str, str] | None = None
     prefix_ids: tuple[int, ...] = ()
     suffix_ids: tuple[int, ...] = ()
+    infill: InfillMarks | None = None
 
 
 class Tokenizer:
     """One checkpoint's tokenizer.
 
     Attributes: vocab_size (tokens, added ones included), bos_token_id, eos_token_id,
-    stop_token_ids, special_tokens, control_tokens (spelling -> id).
+    stop_token_ids, special_tokens, control_tokens (spelling -> id), prefix_ids and infill (as in `Marks`).
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, marks: Marks) -> None:
@@ -56,10 +61,12 @@ class Tokenizer:
         self.eos_token_id = marks.eos_token_id
         self.stop_token_ids = marks.stop_token_ids
         self.special_tokens = dict(marks.special_tokens or {})
-        self._prefix_ids, self._suffix_ids = list(marks.prefix_ids), list(marks.suffix_ids)
-        self._added = _with_special_stops(backend, marks.stop_token_ids)
-        self._control = _rebuild(backend, self._added)
-        self._plain = _rebuild(backend, self._added)
+        self.prefix_ids, self._suffix_ids = marks.prefix_ids, list(marks.suffix_ids)
+        self.infill = marks.infill
+        self._added = _with_control(backend, marks)
+        model = _unmerged(backend.model, [token.content for token in self._added.values() if token.special])
+        self._control = _rebuild(backend, self._added, model)
+        self._plain = _rebuild(backend, self._added, model)
         self._plain.encode_special_tokens = True
         self.vocab_size = self._control.get_vocab_size()
         self.control_tokens = {
@@ -92,8 +99,16 @@ class Tokenizer:
                 cuts = [match.start() + 1 for match in self.find_control(text)]
                 token_ids = self.encode_around(text, [(cut, cut, None) for cut in cuts])[0]
         if add_special_tokens:
-            return [*self._prefix_ids, *token_ids, *self._suffix_ids]
+            return [*self.prefix_ids, *token_ids, *self._suffix_ids]
         return token_ids
+
+    def encode_after(self, text: str) -> list[int]:
+        """Return the ids of text that follows other text: no space is put before it.
+
+        Source: `encode_infilling` of Meta's Code Llama, which cuts off the tokens of a character before it.
+        """
+        before = next(char for char in map(chr, _PRIVATE_USE) if char not in text)
+        return self.encode(before + text)[len(self.encode(before)):]
 
     def encode_parsed(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As ``encode(text, parse_control=True)`` for well-formed text, with each token's characters."""
@@ -113,7 +128,7 @@ class Tokenizer:
         control token for a single character of text, which nothing can separate.
         """
         stand_in = next(char for char in map(chr, _PRIVATE_USE) if char not in text)
-        backend = _rebuild(self._plain, self._added)
+        backend = _rebuild(self._plain, self._added, self._plain.model)
         backend.encode_special_tokens = True
         kinds = {}
         for left, right in ((False, False), (False, True), (True, False), (True, True)):
@@ -211,12 +226,18 @@ def well_formed(text: str) -> str:
     return text
 
 
-def _with_special_stops(
-    backend: tokenizers.Tokenizer, stop_token_ids: frozenset[int]
-) -> dict[int, AddedToken]:
-    added = dict(sorted(backend.get_added_tokens_decoder().items()))
-    for token_id, token in added.items():
-        if token_id in stop_token_ids and not token.special:
+def _with_control(backend: tokenizers.Tokenizer, marks: Marks) -> dict[int, AddedToken]:
+    """Return the added tokens by id, those that end a turn or mark a gap as control tokens.
+
+    Marks of a gap may be ordinary tokens of a vocabulary; they are added here. A text could hold them else.
+    """
+    added = backend.get_added_tokens_decoder()
+    around = marks.infill.end_ids if marks.infill is not None else frozenset()
+    for token_id in (marks.stop_token_ids & added.keys()) | around:
+        token = added.get(token_id)
+        if token is None:
+            added[token_id] = AddedToken(backend.id_to_token(token_id), normalized=False, special=True)
+        elif not token.special:
             added[token_id] = AddedToken(
                 token.content,
                 single_word=token.single_word,
@@ -225,12 +246,27 @@ def _with_special_stops(
                 normalized=False,
                 special=True,
             )
-    return added
+    return dict(sorted(added.items()))
 
 
-def _rebuild(backend: tokenizers.Tokenizer, added: Mapping[int, AddedToken]) -> tokenizers.Tokenizer:
-    """Return a tokenizer of its own that shares the vocabulary and merges of backend."""
-    built = tokenizers.Tokenizer(backend.model)
+def _unmerged(model: models.Model, control: Sequence[str]) -> models.Model:
+    """Return a BPE without the merges that make control tokens out of text, as CodeLlama's ` <PRE>`."""
+    if not isinstance(model, models.BPE) or model.ignore_merges:
+        return model
+    made = {text for text in control if [token.value for token in model.tokenize(text)] == [text]}
+    if not made:
+        return model
+    state = json.loads(model.__getstate__())
+    merges = [(left, right) for left, right in state["merges"] if left + right not in made]
+    options = {name: state[name] for name in _BPE_OPTIONS if state[name] is not None}
+    return models.BPE(state["vocab"], merges, **options)
+
+
+def _rebuild(
+    backend: tokenizers.Tokenizer, added: Mapping[int, AddedToken], model: models.Model
+) -> tokenizers.Tokenizer:
+    """Return a tokenizer of its own, as backend over a model, whose vocabulary and merges it shares."""
+    built = tokenizers.Tokenizer(model)
     if backend.normalizer is not None:
         built.normalizer = backend.normalizer
     if backend.pre_tokenizer is not None:

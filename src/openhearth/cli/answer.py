@@ -20,7 +20,7 @@ from openhearth.units import format_seconds
 
 if TYPE_CHECKING:
     from openhearth.chat import Reading
-    from openhearth.local import Answer, LocalModel, Piece, Timings
+    from openhearth.local import Answer, LocalModel, Piece, Prompt, Timings
 
 
 @dataclass
@@ -48,15 +48,16 @@ class Progress:
             self.logprobs.append(piece.logprob)
 
 
-def collect(model: LocalModel, prompt_token_ids: tuple[int, ...], reading: Reading | None,
+def collect(model: LocalModel, prompt: Prompt, reading: Reading | None,
             sampling: Mapping[str, Any], show: Callable[[str], None], interrupt: Interrupt) -> Answer:
     """Stream one answer into `show` and return it, whole or cut by Ctrl-C ("cancelled").
 
     reading: as `LocalModel.stream`; a thought is shown between `<think>` and `</think>`, whatever the model
-    writes around it. sampling: must carry the seed. Raises: PromptTooLong, QueueFull, UsageError.
+    writes around it. sampling: must carry the seed.
+    Raises: PromptTooLong, QueueFull, Unsupported, UsageError.
     """
-    progress = Progress(prompt_token_ids, sampling["seed"])
-    pieces: Iterator[Piece] = model.stream(prompt_token_ids, reading=reading, **sampling)
+    progress = Progress(model.encode_prompt(prompt), sampling["seed"])
+    pieces: Iterator[Piece] = model.stream(prompt, reading=reading, **sampling)
     is_thinking = False
     try:
         for piece in pieces:

@@ -5,6 +5,8 @@ Does not: decide where a model comes from (`hub.pull`) or how it is loaded (`loc
 
 from __future__ import annotations
 
+import gc
+import importlib
 import shutil
 import sys
 import threading
@@ -43,6 +45,21 @@ class LoadSettings:
     adapter: Path | None = None
     speculate: int | None = None
     draft: StoredModel | str | None = None
+
+
+def import_engine() -> None:
+    """Import torch and all that runs a model, without Python's garbage collector.
+
+    What it would look through, again and again, are objects that stay until the process ends; they are left
+    out of what it looks through then and later. An exception that torch's import leaves behind keeps the
+    frames that this is called from: none of them may come to hold a model.
+    """
+    gc.disable()
+    try:
+        importlib.import_module("openhearth.local")
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def fetch_model(ref: str | None, config: Config, before_fetch: Callable[[], None]) -> StoredModel:

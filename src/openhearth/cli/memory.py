@@ -16,6 +16,8 @@ _TOKENIZER_BYTES = 500
 """For each token of a vocabulary: 24 MiB were measured with 49,152."""
 _CACHED_AT_LEAST = 16384
 """Tokens that a cache has room for at least where there is memory (`engine/memory.py`)."""
+_SMALL_PAGE_TOKENS = 2048
+"""Tokens of every layer that take what they write; those behind them come in huge pages (the same file)."""
 _ACTIVATION_TOKENS = 512
 """Tokens of one prefill step of the engine."""
 
@@ -44,9 +46,10 @@ def plan_memory(spec: ModelSpec, weights: WeightChoice, cached_tokens: int,
     """Predict the peak of one answer.
 
     weights: as packed. cache: keys and values of the tokens that will be written, in cache_dtype (auto:
-    that of the activations), in whole huge pages (None: this system's, 0: none). workspace: the runtime, the
-    tokenizer, one prefill step's activations (four rows of model width, two of the feed-forward width, per
-    token) and one row of float32 logits with its sorted copy and ids.
+    that of the activations), in whole huge pages (None: this system's, 0: none) where they are more than
+    have small ones. workspace: the runtime, the tokenizer, one prefill step's activations (four rows of
+    model width, two of the feed-forward width, per token) and one row of float32 logits with its sorted
+    copy and ids.
     """
     cache_number_bytes = _CACHE_NUMBER_BYTES[weights.dtype if cache_dtype == "auto" else cache_dtype]
     cached_tokens = min(cached_tokens, spec.max_position)
@@ -64,6 +67,8 @@ def plan_memory(spec: ModelSpec, weights: WeightChoice, cached_tokens: int,
 def _cache_bytes(spec: ModelSpec, cached_tokens: int, number_bytes: float, page_bytes: int) -> int:
     """Return what the cache takes once tokens are written: every layer has a place of its own for them."""
     written = spec.kv_bytes_per_token(number_bytes) * cached_tokens
+    if cached_tokens <= _SMALL_PAGE_TOKENS:
+        return written
     room = spec.kv_bytes_per_token(number_bytes) * max(2 * spec.max_position, _CACHED_AT_LEAST)
     num_places = spec.num_cached_layers * (1 if spec.are_values_in_keys else 2)
     return max(written, min(room, num_places * page_bytes * -(-written // (num_places * page_bytes))))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from openhearth.units import format_bytes, format_seconds
 _PROBE_BYTES = 64 << 20
 _PIECE_BYTES = 4 << 20
 _PACKED_SHAPE = (2048, 4096)
+_ROWS_AT_ONCE = 512
 _NUM_PACKINGS = 3
 
 
@@ -94,23 +94,34 @@ def pack_rate(stored: str, format: str) -> float:
     import torch
 
     from openhearth.kernels.dequant import dequantize_into
-    from openhearth.kernels.linear.packed import BLOCK_FORMATS, Rows, block_rows, number_rows, quantize
+    from openhearth.kernels.linear.packed import (
+        BLOCK_FORMATS,
+        RowParts,
+        Rows,
+        block_rows,
+        number_rows,
+        quantize,
+    )
     from openhearth.kernels.linear.streamed import Budget, StreamedWeight
 
     stored = stored if stored in BLOCK_TYPES else "BF16"
     block, number = BLOCK_TYPES[stored], torch.float32 if format == "F32" else torch.bfloat16
-    raw = torch.zeros(math.prod(_PACKED_SHAPE) // block.num_elements * block.num_bytes, dtype=torch.uint8)
+    num_rows, num_inputs = _PACKED_SHAPE
+    raw_NB = torch.zeros(num_rows, num_inputs // block.num_elements * block.num_bytes, dtype=torch.uint8)
+    plain = {"F32": torch.float32, "BF16": torch.bfloat16}.get(stored)
 
-    def make() -> Rows:
+    def make(start: int, count: int) -> Rows:
+        part = raw_NB[start:start + count]
         if format in BLOCK_FORMATS and stored == format:
-            return block_rows(raw, format, _PACKED_SHAPE)
-        if stored == format:
-            return number_rows(raw.view(number).view(_PACKED_SHAPE))
-        kept = torch.float32 if format in BLOCK_FORMATS else number
-        numbers = dequantize_into(raw, stored, torch.empty(_PACKED_SHAPE, dtype=kept))
+            return block_rows(part.flatten(), format, (count, num_inputs))
+        if plain is not None and format in (stored, *BLOCK_FORMATS):
+            numbers = part.view(plain)
+        else:
+            kept = torch.float32 if format in BLOCK_FORMATS else number
+            numbers = dequantize_into(part.flatten(), stored, torch.empty(count, num_inputs, dtype=kept))
         return quantize(numbers, format) if format in BLOCK_FORMATS else number_rows(numbers)
 
-    weight = StreamedWeight(make, _PACKED_SHAPE, format, None, Budget(0))
+    weight = StreamedWeight(RowParts(make, _PACKED_SHAPE, format, _ROWS_AT_ONCE), None, Budget(0))
     seconds = []
     for _ in range(1 + _NUM_PACKINGS):  # the first one gets its memory from the system
         started = time.perf_counter()

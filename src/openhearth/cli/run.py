@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from openhearth.cli.loading import LoadSettings
+from openhearth.cli.loading import LoadSettings, import_engine
 from openhearth.errors import UsageError
 
 if TYPE_CHECKING:
     from openhearth.cli.memory import MemoryPlan
+    from openhearth.hub import StoredModel
     from openhearth.local import LocalModel
 
 _ANSWER_TOKENS = 1024
@@ -45,6 +46,8 @@ def command(
     adapter: str = typer.Option(None, "--adapter", metavar="RUN|PATH",
                                 help="Adapter to use: a run of `hearth tune`, or a folder in PEFT's layout."),
     raw: bool = typer.Option(False, "--raw", help="The prompt as it is, without the chat template."),
+    suffix: str = typer.Option(None, "--suffix", metavar="TEXT",
+                               help="With --raw: fill in what stands between the prompt and this text."),
     dtype: Literal["auto", "float32", "bfloat16"] = typer.Option("auto", "--dtype",
                                                              help="Numbers to compute in; auto goes by the "
                                                                   "weights and the CPU."),
@@ -71,6 +74,9 @@ def command(
     from openhearth.cli.sampling import read_schema
 
     model, prompt = split_arguments(model, prompt)
+    if suffix is not None and not raw:
+        raise UsageError("--suffix is given without --raw", why="a conversation has no gap to fill",
+                         hint='hearth run --raw MODEL "def add(a, b):" --suffix "    return total"')
     prompt = gather_prompt(prompt, is_raw=raw)
     if raw and system is not None:
         raise UsageError("--raw and --system exclude each other", why="a raw prompt has no roles",
@@ -90,9 +96,16 @@ def command(
         if raw or json or logprobs or top_logprobs:
             raise UsageError("there is no prompt", why="--raw, --json and --logprobs need one",
                              hint='hearth run --raw smollm2 "Once upon a time"')
+        if not sys.stdout.isatty():
+            raise UsageError("there is no prompt", why="a chat needs stdout to be a terminal too",
+                             hint='hearth run smollm2 "What is the capital of France?" > answer.txt')
+    run.find()
+    import_engine()
+    if prompt is None:
         run.chat(system)
     else:
-        run.answer(prompt, system, is_raw=raw, is_json=json, has_logprobs=logprobs or top_logprobs > 0)
+        run.answer(prompt, system, suffix, is_raw=raw, is_json=json,
+                   has_logprobs=logprobs or top_logprobs > 0)
 
 
 class _Run:
@@ -108,40 +121,40 @@ class _Run:
         self.draft = draft
         self.is_quiet = is_quiet
         self.is_verbose = is_verbose
+        self.stored: StoredModel | None = None
         self.plan: MemoryPlan | None = None
 
-    def load(self, num_tokens: int, *, is_printing: bool) -> LocalModel:
-        """Load the model; the sampling settings are checked before anything is fetched."""
-        from openhearth.cli.loading import (
-            fetch_draft,
-            fetch_model,
-            load_stored,
-            note_other_base,
-            predict_memory,
-            print_prediction,
-        )
+    def find(self) -> None:
+        """Find or fetch what is asked for; the sampling settings are checked before anything is fetched."""
+        from openhearth.cli.loading import fetch_draft, fetch_model
         from openhearth.cli.sampling import check_sampling
         from openhearth.config import Config
-        from openhearth.runs import find_output
 
         config = Config.from_env()
         if self.adapter is not None:
+            from openhearth.runs import find_output
+
             self.settings = replace(self.settings, adapter=find_output(config.home, self.adapter))
-        stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
+        self.stored = fetch_model(self.ref, config, before_fetch=lambda: check_sampling(self.sampling))
         self.settings = replace(self.settings, draft=fetch_draft(self.draft, config))
-        if self.is_verbose:
-            self.plan = predict_memory(stored, self.settings, num_tokens)
-            if is_printing:
-                print_prediction(stored, self.plan)
+
+    def load(self, num_tokens: int, *, is_printing: bool) -> LocalModel:
+        """Load the model that was found."""
+        from openhearth.cli.loading import load_stored, note_other_base, predict_memory, print_prediction
+        from openhearth.cli.sampling import check_sampling
+        from openhearth.config import Config
+
         check_sampling(self.sampling)
-        model = load_stored(stored, self.ref, config, self.settings)
+        if self.is_verbose:
+            self.plan = predict_memory(self.stored, self.settings, num_tokens)
+            if is_printing:
+                print_prediction(self.stored, self.plan)
+        model = load_stored(self.stored, self.ref, Config.from_env(), self.settings)
         note_other_base(model)
         return model
 
     def chat(self, system: str | None) -> None:
-        if not sys.stdout.isatty():
-            raise UsageError("there is no prompt", why="a chat needs stdout to be a terminal too",
-                             hint='hearth run smollm2 "What is the capital of France?" > answer.txt')
+        """Chat until it is ended."""
         from openhearth.cli.chat_terminal import run_chat
         from openhearth.cli.interrupt import raise_on_interrupt
         from openhearth.config import Config
@@ -151,28 +164,29 @@ class _Run:
             run_chat(model, home=Config.from_env().home, system=system, settings=self.sampling,
                      is_quiet=self.is_quiet)
 
-    def answer(self, prompt: str, system: str | None, *, is_raw: bool, is_json: bool,
+    def answer(self, prompt: str, system: str | None, suffix: str | None, *, is_raw: bool, is_json: bool,
                has_logprobs: bool) -> None:
         """Answer and leave: 130 after Ctrl-C, with what was generated on stdout."""
         import secrets
 
+        from openhearth.chat import Infill
         from openhearth.cli.answer import answer_record, closing_line, collect, print_logprobs, write_text
         from openhearth.cli.interrupt import catch_interrupt
         from openhearth.cli.output import print_json, print_note
         from openhearth.hardware import peak_memory_bytes
 
-        num_bytes = len(prompt.encode("utf-8", "surrogatepass"))
+        num_bytes = len((prompt + (suffix or "")).encode("utf-8", "surrogatepass"))
         model = self.load(num_bytes // 3 + self.sampling.get("max_tokens", _ANSWER_TOKENS),
                           is_printing=not is_json)
         if is_raw:
-            prompt_token_ids, reading = model.encode_prompt(prompt), None
+            asked, reading = prompt if suffix is None else Infill(prompt, suffix), None
         else:
             messages = [{"role": "system", "content": system}] if system is not None else []
             rendered = model.render([*messages, {"role": "user", "content": prompt}])
-            prompt_token_ids, reading = rendered.token_ids, model.reading(rendered.text)
+            asked, reading = rendered.token_ids, model.reading(rendered.text)
         sampling = {"seed": secrets.randbits(53), **self.sampling}
         with catch_interrupt() as interrupt:
-            answer = collect(model, prompt_token_ids, reading, sampling,
+            answer = collect(model, asked, reading, sampling,
                              (lambda text: None) if is_json else write_text, interrupt)
         measured = {"peak_memory_bytes": peak_memory_bytes()}
         if is_json:

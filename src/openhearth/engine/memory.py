@@ -21,6 +21,9 @@ from openhearth.units import format_bytes
 RESERVE_BYTES = 256 * 2**20
 """Left for workspace and the rest of the machine, besides a fifth of what is free."""
 MIN_TOKENS = 256
+SMALL_PAGE_TOKENS = 2048
+"""Of every layer, from the first: their memory comes in the system's small pages. A short answer then takes
+what it writes, and waits for no two huge pages in every layer to be cleared."""
 COMFORT_TOKENS = 16384
 """One user needs no more than two contexts, or this many tokens when contexts are short."""
 
@@ -28,7 +31,8 @@ COMFORT_TOKENS = 16384
 class PagedCache:
     """Keys and values of all layers, and copies between their pages. dtype: that of the cache.
 
-    Pages that were never written take no memory on the CPU: they are mapped, not filled.
+    Pages that were never written take no memory on the CPU: they are mapped, not filled. Behind the first
+    SMALL_PAGE_TOKENS of a layer the system is asked for huge pages.
     """
 
     def __init__(self, spec: ModelSpec, num_pages: int, page_size: int, dtype: torch.dtype,
@@ -114,6 +118,11 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     except OSError as error:
         raise NotEnoughMemory(f"the cache needs {format_bytes(2 * num_bytes)} of memory", why=str(error),
                               hint="a shorter context: --context 2048") from error
-    with contextlib.suppress(AttributeError, OSError):  # a system without huge pages: slower, not different
-        pages.madvise(mmap.MADV_HUGEPAGE)
+    layer_bytes = num_bytes // shape[0]
+    small_bytes = layer_bytes * SMALL_PAGE_TOKENS // max(1, shape[1] * shape[2])
+    for start in range(0, num_bytes, layer_bytes):
+        first = -(-(start + small_bytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        if first < start + layer_bytes:
+            with contextlib.suppress(AttributeError, OSError):  # no huge pages: slower, not different
+                pages.madvise(mmap.MADV_HUGEPAGE, first, start + layer_bytes - first)
     return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -92,7 +92,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise BadFile(f"{quoted(folder)} has weights but no {CONFIG}", why="it says what the weights are",
                       hint="fetch the whole model: hearth pull REF")
     config = read_json_object(path, MAX_CONFIG_BYTES)
-    refuse_code_keys(config, path)
+    # Whether its own classes are known is seen where the architecture is (`spec/from_config.py`).
+    refuse_code_keys({key: value for key, value in config.items() if key != "auto_map"}, path)
     return config
 
 

@@ -10,7 +10,7 @@ Does not: look for pickles hidden behind a header that a reader accepts; those b
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,9 @@ _OTHER_MAGICS = (
 _OLD_GGML = {b"lmgg": "GGML", b"fmgg": "GGMF", b"tjgg": "GGJT", b"algg": "GGLA"}
 
 _CODE_KEYS = frozenset({"auto_map", "trust_remote_code", "_target_", "custom_pipelines"})
-_CODE_KEY_START = "_attn_implementation"
+_ATTENTION_KEY_START = "_attn_implementation"
+_ATTENTION_NAMES = frozenset({"eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"})
+"""Ways to compute the same that are in transformers itself; any other name is that of a repository."""
 
 
 def sniff(path: Path) -> Literal["gguf", "safetensors"]:
@@ -92,15 +94,39 @@ def refuse_code_keys(config: Any, path: Path) -> None:
     """Refuse a parsed JSON file that asks a library to load code: every key, at any depth.
 
     Keys: `auto_map`, `trust_remote_code`, `_target_`, `custom_pipelines`, `_attn_implementation*`
-    (CVE-2026-22807, CVE-2026-4372). A key whose value is null, false or empty asks for nothing.
-    Raises: UnsafeFile naming the key.
+    (CVE-2026-22807, CVE-2026-4372). A key whose value is null, false or empty asks for nothing, nor does one
+    that names an attention of transformers' own. Raises: UnsafeFile naming the key.
     """
     for key, value in _items(config):
-        if value and (key in _CODE_KEYS or key.startswith(_CODE_KEY_START)):
-            raise UnsafeFile(f"{quoted(path)} is refused: its key {quoted(key)} names code to load",
-                             why=f"its value is {quoted(value)}; no code that comes with a model is run",
-                             hint="look for a version without custom code, or a GGUF file; if the "
-                                  "architecture is a standard one, remove the key from a copy of the file")
+        if key.startswith(_ATTENTION_KEY_START):
+            is_code = value is not True and not (isinstance(value, str) and value in _ATTENTION_NAMES)
+        else:
+            is_code = key in _CODE_KEYS
+        if value and is_code:
+            raise _names_code(key, value, path)
+
+
+def refuse_foreign_classes(auto_map: Any, path: Path, own_modules: Collection[str]) -> None:
+    """Refuse an `auto_map` but for classes of own_modules, which this version has itself.
+
+    auto_map: kind of class -> "module.Class", before which "owner/name--" may stand. Tokenizers are read
+    from their own files whatever it says of them. Raises: UnsafeFile.
+    """
+    if not auto_map:
+        return
+    if not isinstance(auto_map, dict):
+        raise _names_code("auto_map", auto_map, path)
+    for kind, name in auto_map.items():
+        is_own = isinstance(name, str) and name.rpartition("--")[2].partition(".")[0] in own_modules
+        if kind != "AutoTokenizer" and not is_own:
+            raise _names_code("auto_map", auto_map, path)
+
+
+def _names_code(key: str, value: Any, path: Path) -> UnsafeFile:
+    return UnsafeFile(f"{quoted(path)} is refused: its key {quoted(key)} names code to load",
+                      why=f"its value is {quoted(value)}; no code that comes with a model is run",
+                      hint="look for a version without custom code, or a GGUF file; if the architecture is a "
+                           "standard one, remove the key from a copy of the file")
 
 
 def _items(value: Any) -> Iterator[tuple[str, Any]]:

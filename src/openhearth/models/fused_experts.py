@@ -75,8 +75,7 @@ class FusedSource:
 
     def fill_rows(self, out: Tensor, start: int) -> Tensor:
         """Fill out with outputs from one on, and return it."""
-        first, step = self.place.first + start * self.place.step, self.place.step
-        rows = slice(first, first + len(out) * step, step)
+        rows = self._outputs(start, len(out))
         raw = bytes_tensor(map_tensor(self.entry))
         if self.scales is None:
             numbers = raw.view(_DTYPES[self.entry.type]).view(self.entry.shape)[..., rows]
@@ -84,14 +83,21 @@ class FusedSource:
         scales = bytes_tensor(map_tensor(self.scales)).view(self.scales.shape)
         return dequantize_mxfp4_into(raw.view(self.entry.shape)[rows], scales[rows], out)
 
-    def as_q8_0(self) -> Tensor | None:
+    def stored_rows(self, start: int, count: int) -> None:
+        """Return None: no row of a fused tensor lies in the file as it is packed."""
+
+    def as_q8_0(self, start: int, count: int) -> Tensor | None:
         """Return rows of Q8_0 blocks that have these very numbers, None where the file has no MXFP4."""
         if self.scales is None:
             return None
-        rows = slice(self.place.first, None, self.place.step)
+        rows = self._outputs(start, count)
         blocks, scales = (bytes_tensor(map_tensor(one)).view(one.shape)[rows]
                           for one in (self.entry, self.scales))
         return mxfp4_as_q8_0(blocks, scales, is_paired=True)
+
+    def _outputs(self, start: int, count: int) -> slice:
+        first, step = self.place.first + start * self.place.step, self.place.step
+        return slice(first, first + count * step, step)
 
 
 def find_fused(checkpoint: Checkpoint, place: FusedPlace) -> FusedSource | None:

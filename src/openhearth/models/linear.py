@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from openhearth.kernels import select
 from openhearth.kernels.linear import native
-from openhearth.kernels.linear.packed import PackedWeight, Rows
+from openhearth.kernels.linear.packed import PackedWeight, RowParts, Rows
 from openhearth.kernels.linear.reference import linear
 from openhearth.kernels.linear.streamed import StreamedWeight
 from openhearth.kernels.lora import AdapterRows
@@ -70,12 +70,11 @@ class Linear(nn.Linear):
         """Return the weight as it multiplies, float32 [O, I]; a copy where it is packed only."""
         return self.packed.unpack(torch.float32) if self.weight is None else self.weight.detach().float()
 
-    def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
+    def pack(self, rows: Rows | RowParts | None = None, *, is_trainable: bool = False) -> None:
         """Pack rows, None: the weight; drop the row-major one unless it is going to change."""
         self.packed = PackedWeight(self.weight if rows is None else rows, self.bias)
         if not is_trainable:
             self.weight = self.bias = None
-
 
     def stream(self, packed: StreamedWeight) -> None:
         """Multiply with a weight that is read when it is used."""
@@ -98,7 +97,7 @@ class Embedding(nn.Embedding):
         """Bytes that a product with the whole table reads."""
         return self.weight.nbytes if self.packed is None else self.packed.num_bytes
 
-    def pack(self, rows: Rows | None = None, *, is_trainable: bool = False) -> None:
+    def pack(self, rows: Rows | RowParts | None = None, *, is_trainable: bool = False) -> None:
         """As `Linear.pack`."""
         self.packed = PackedWeight(self.weight if rows is None else rows)
         if not is_trainable:

@@ -10,29 +10,27 @@ Does not: choose a dtype or the form of the weights, or share memory with the fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from openhearth.errors import UsageError
-from openhearth.formats import map_tensor
+from openhearth.formats.ggml_types import BLOCK_TYPES
 from openhearth.formats.records import Checkpoint
-from openhearth.kernels.dequant.reference import bytes_tensor
-from openhearth.kernels.linear.packed import BLOCK_FORMATS, Rows, block_rows, quantize
+from openhearth.kernels.linear.packed import BLOCK_FORMATS, PANEL, RowParts, Rows, number_rows, quantize
 from openhearth.kernels.linear.streamed import Budget, StreamedWeight
 from openhearth.models.latent import LatentHeads
 from openhearth.models.linear import Embedding, Linear, can_pack
 from openhearth.models.registry import find_architecture
-from openhearth.models.sources import AnySource, Source, match_tensors
+from openhearth.models.sources import AnySource, match_tensors
 from openhearth.spec import ModelSpec, packed_format, text_part
 
 OnLoad = Callable[[int, int], None]
 """Called with bytes read and bytes in all."""
 
 _FLOAT32_MEMBERS = ("rope_factors", "e_score_correction_bias")
-_QUANTISED_NUMBERS = 1 << 21
-"""At once, 8 MiB of float32."""
+_NUMBERS_AT_ONCE = 1 << 21
+"""Of a matrix, while it is packed: 8 MiB of float32."""
 
 
 def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, dtype: torch.dtype,
@@ -62,23 +60,22 @@ def load_model(checkpoint: Checkpoint, spec: ModelSpec, *, dtype: torch.dtype,
     budget = None if resident_bytes is None or is_trainable or not is_packed else Budget(resident_bytes)
     for module_name, members in _by_module(sources).items():
         module = model.get_submodule(module_name)
-        rows = None
-        if budget is not None and isinstance(module, Linear | Embedding):
-            others = {member: reader.read(source, member, is_passing=False)
-                      for member, source in members.items() if member not in ("weight", "bias")}
-            module.load_state_dict(others, strict=False, assign=True)
-            module.stream(reader.streamed(members, budget))
-            continue
-        if is_packed and isinstance(module, Linear | Embedding):
-            rows = reader.read_rows(members["weight"])
         multiplies = isinstance(module, Linear | LatentHeads) or (
             isinstance(module, Embedding) and spec.is_tied)
-        is_passing = is_packed and multiplies and not is_trainable
+        parts = None
+        if is_packed and not is_trainable and isinstance(module, Linear | Embedding):
+            found = reader.parts(members["weight"])
+            if multiplies or budget is not None or found.format in BLOCK_FORMATS:
+                parts = found
+        is_passing = is_packed and not is_trainable and isinstance(module, LatentHeads)
         tensors = {member: reader.read(source, member, is_passing=is_passing and member == "weight")
-                   for member, source in members.items() if rows is None or member != "weight"}
+                   for member, source in members.items() if parts is None or member != "weight"}
         module.load_state_dict(tensors, strict=False, assign=True)  # the names were matched above
-        if rows is not None:
-            module.pack(rows)
+        if parts is not None and budget is not None:
+            module.stream(StreamedWeight(parts, getattr(module, "bias", None), budget))
+        elif parts is not None:
+            module.pack(parts)
+            reader.count(members["weight"])
         elif is_packed and multiplies:
             module.pack(is_trainable=is_trainable)
     return model.eval()
@@ -108,54 +105,39 @@ class _Reader:
         self.takes_bytes = form in ("int8", "int4")
         self.done_bytes, self.total_bytes = 0, total_bytes
         self.on_progress = on_progress
-        self.scratch = torch.empty(0, dtype=torch.uint8)
+        self.scratch = self.blocks = torch.empty(0, dtype=torch.uint8)
 
-    def read_rows(self, source: AnySource) -> Rows | None:
-        """Return a matrix as blocks, the file's own or quantised; None where it is held as plain numbers."""
-        entry = source.entry
-        format = packed_format(entry.type, entry.name, source.shape, self.form)
+    def parts(self, source: AnySource) -> RowParts:
+        """Return a matrix as it is packed, read from the file when its parts are made."""
+        format = packed_format(source.entry.type, source.entry.name, source.shape, self.form)
+        rows_at_once = max(1, _NUMBERS_AT_ONCE // source.shape[1] // PANEL) * PANEL
+
+        def make(start: int, count: int) -> Rows:
+            return self._rows(source, format, start, count)
+
+        return RowParts(make, source.shape, format, rows_at_once, self.takes_bytes)
+
+    def _rows(self, source: AnySource, format: str, start: int, count: int) -> Rows:
+        stored = source.stored_rows(start, count)
+        if stored is not None and stored.format == format:
+            return stored
+        if format == "Q8_0" and (blocks_NB := source.as_q8_0(start, count)) is not None:
+            return Rows(blocks_NB, format, source.shape[1])
+        shape = (count, source.shape[1])
         if format not in BLOCK_FORMATS:
-            return None
-        if entry.type == format:
-            rows = block_rows(bytes_tensor(map_tensor(entry)), format, entry.shape, source.row_order)
-        elif format == "Q8_0" and (blocks_NB := source.as_q8_0()) is not None:
-            rows = Rows(blocks_NB, format, source.shape[1], source.row_order)
-        else:
-            rows = self._quantised(source, format)
-        self._count(source)
-        return replace(rows, takes_bytes=self.takes_bytes)
-
-    def streamed(self, members: Mapping[str, AnySource], budget: Budget) -> StreamedWeight:
-        """Return a matrix that is read from the file when it is used; only its bias is read now."""
-        source = members["weight"]
-        entry = source.entry
-        format = packed_format(entry.type, entry.name, source.shape, self.form)
-        bias_N = self.read(members["bias"], "bias", is_passing=False) if "bias" in members else None
-
-        def make() -> Rows:
-            raw = bytes_tensor(map_tensor(entry))
-            if format in BLOCK_FORMATS:
-                return (block_rows(raw, format, entry.shape, source.row_order) if entry.type == format
-                        else self._quantised(source, format))
             dtype = torch.float32 if format == "F32" else torch.bfloat16
-            if isinstance(source, Source) and entry.type == format and raw.data_ptr() % dtype.itemsize == 0:
-                numbers_NK = raw.view(dtype).view(entry.shape)
-            else:
-                numbers_NK = source.fill_rows(torch.empty(source.shape, dtype=dtype), 0)
-            return Rows(numbers_NK, format, source.shape[1], source.row_order)
+            return number_rows(source.fill_rows(self._numbers(shape, dtype, is_passing=True), start))
+        if stored is not None and stored.format not in BLOCK_FORMATS and stored.source_rows is None:
+            return self._quantised(stored.data, format)
+        numbers_NK = source.fill_rows(self._numbers(shape, torch.float32, is_passing=True), start)
+        return self._quantised(numbers_NK, format)
 
-        return StreamedWeight(make, source.shape, format, bias_N, budget, takes_bytes=self.takes_bytes)
-
-    def _quantised(self, source: AnySource, format: str) -> Rows:
-        """A few rows at a time, so that the numbers in between stay small."""
-        num_rows, num_inputs = source.shape
-        step = max(1, _QUANTISED_NUMBERS // num_inputs)
-        parts = []
-        for start in range(0, num_rows, step):
-            count = min(step, num_rows - start)
-            numbers_NK = self._numbers((count, num_inputs), torch.float32, is_passing=True)
-            parts.append(quantize(source.fill_rows(numbers_NK, start), format).data)
-        return Rows(torch.cat(parts), format, num_inputs, source.row_order)
+    def _quantised(self, numbers_NK: Tensor, format: str) -> Rows:
+        block = BLOCK_TYPES[format]
+        num_bytes = numbers_NK.numel() // block.num_elements * block.num_bytes
+        if self.blocks.numel() < num_bytes:
+            self.blocks = torch.empty(num_bytes, dtype=torch.uint8)
+        return quantize(numbers_NK, format, room=self.blocks)
 
     def read(self, source: AnySource, member: str, *, is_passing: bool) -> Tensor:
         kept_dtype = torch.float32 if member in _FLOAT32_MEMBERS else self.dtype
@@ -163,14 +145,14 @@ class _Reader:
         out = source.fill(self._numbers(source.shape, dtype, is_passing=is_passing))
         if source.added:
             out = (out - source.added).to(kept_dtype)
-        self._count(source)
+        self.count(source)
         return out.to(self.device)
 
     def _numbers(self, shape: tuple[int, ...], dtype: torch.dtype, *, is_passing: bool) -> Tensor:
         """Room for a tensor.
 
-        One buffer for all weights that are only passing through: freed one by one, blocks of different
-        sizes would leave the heap in pieces that never go back to the system.
+        One buffer for all weights that are only passing through, as for their blocks: freed one by one,
+        pieces of different sizes would leave the heap in holes that never go back to the system.
         """
         out = torch.empty(shape, dtype=dtype, device="meta")
         if not is_passing:
@@ -179,7 +161,8 @@ class _Reader:
             self.scratch = torch.empty(out.nbytes, dtype=torch.uint8)
         return self.scratch[:out.nbytes].view(dtype).view(shape)
 
-    def _count(self, source: AnySource) -> None:
+    def count(self, source: AnySource) -> None:
+        """Say that a source was read."""
         self.done_bytes += source.num_bytes
         if self.on_progress is not None:
             self.on_progress(self.done_bytes, self.total_bytes)

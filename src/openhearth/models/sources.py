@@ -22,12 +22,14 @@ from openhearth.formats.records import Checkpoint, TensorEntry
 from openhearth.kernels.dequant.fp8 import dequantize_fp8_into
 from openhearth.kernels.dequant.mxfp4 import mxfp4_as_q8_0
 from openhearth.kernels.dequant.reference import bytes_tensor, dequantize, dequantize_into
+from openhearth.kernels.linear.packed import BLOCK_FORMATS, FORMATS, Rows, block_rows, number_rows
 from openhearth.models.architecture import Architecture
 from openhearth.models.fused_experts import FusedSource, find_fused
 from openhearth.spec import SCALE_SUFFIX, ModelSpec, fp8_block_of, is_extra
 
 _PLAIN_TYPES = ("F32", "F16", "BF16")
 _FP8 = "F8_E4M3"
+_NUMBERS = {"F32": torch.float32, "BF16": torch.bfloat16}
 _LATENT_HEADS = "self_attn.kv_b_proj.weight"
 _SHOWN = 6
 
@@ -83,19 +85,41 @@ class Source:
         return out if order is None else out.copy_(out[order])
 
     def fill_rows(self, out_NK: Tensor, start: int) -> Tensor:
-        """Fill out with rows of a matrix as they lie in the file, from a row on, and return it."""
-        row_bytes = self.entry.num_bytes // self.entry.shape[0]
-        raw = bytes_tensor(map_tensor(self.entry))[start * row_bytes:(start + len(out_NK)) * row_bytes]
+        """Fill out with rows of a matrix from one on and return it."""
+        raw = self._raw_rows(start, len(out_NK)).flatten()
         if self.scales is None:
             return dequantize_into(raw, self.entry.type, out_NK)
         return dequantize_fp8_into(raw, _numbers(self.scales), self.block, out_NK, start)
 
-    def as_q8_0(self) -> Tensor | None:
+    def stored_rows(self, start: int, count: int) -> Rows | None:
+        """Return rows as the file has them, not copied; None where they are nothing that can be packed."""
+        entry = self.entry
+        if entry.type not in FORMATS:
+            return None
+        order = self.row_order
+        whole = entry.rows(start, count) if order is None else entry
+        raw = bytes_tensor(map_tensor(whole))
+        if entry.type in BLOCK_FORMATS:
+            rows = block_rows(raw, entry.type, whole.shape)
+        elif raw.data_ptr() % _NUMBERS[entry.type].itemsize:
+            return None
+        else:
+            rows = number_rows(raw.view(_NUMBERS[entry.type]).view(whole.shape))
+        return rows if order is None else replace(rows, source_rows=order[start:start + count])
+
+    def as_q8_0(self, start: int, count: int) -> Tensor | None:
         """Return rows of Q8_0 blocks that have these very numbers, None where the file has no MXFP4."""
         if self.entry.type != "MXFP4":
             return None
-        blocks = bytes_tensor(map_tensor(self.entry)).view(self.entry.shape[0], -1, 17)
+        blocks = self._raw_rows(start, count).unflatten(1, (-1, 17))
         return mxfp4_as_q8_0(blocks[..., 1:], blocks[..., 0], is_paired=False)
+
+    def _raw_rows(self, start: int, count: int) -> Tensor:
+        """The bytes of so many rows of the parameter, uint8; copied where the file has another order."""
+        if self.rotary_heads is None:
+            return bytes_tensor(map_tensor(self.entry.rows(start, count))).view(count, -1)
+        raw = bytes_tensor(map_tensor(self.entry)).view(self.entry.shape[0], -1)
+        return raw[self.row_order[start:start + count]]
 
 
 AnySource = Source | FusedSource

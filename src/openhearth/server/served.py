@@ -12,8 +12,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from openhearth.chat import GrammarText, Reading
+from openhearth.chat import GrammarText, Infill, Reading, infill_prompt
 from openhearth.engine import Engine, Request, Sampling, TokenMask
+from openhearth.errors import Unsupported
 from openhearth.local import LocalModel
 from openhearth.models.adapter_files import StoredAdapter
 from openhearth.server.asking import Answering, Asked, named, prepare
@@ -158,6 +159,17 @@ class Served:
         """Return the token ids of a plain prompt, with BOS where the tokenizer adds one."""
         return await asyncio.to_thread(self.model.encode_prompt, text)
 
+    async def encode_infill(self, prompt: Infill, name: str) -> tuple[int, ...]:
+        """Return the token ids that ask for what is between two texts; its answer is a `Reading.is_middle`.
+
+        name: of the model, as the request has it. Raises: Refusal where the tokenizer has no marks of a gap.
+        """
+        try:
+            return tuple(await asyncio.to_thread(infill_prompt, self.model.tokenizer, prompt, name))
+        except Unsupported as error:
+            raise Refusal(error.what, field="suffix", code="unsupported_field", why=error.why,
+                          hint=error.hint) from None
+
     def job(self, prompt_token_ids: Sequence[int], *, adapter: str | None, settings: Mapping[str, Any],
             max_tokens: int | None = None, n: int = 1, seed: int | None = None,
             stops: Sequence[str] = (), cache_salt: str = "", reading: Reading = Reading()) -> Job:
@@ -169,7 +181,7 @@ class Served:
         sampling = Sampling(**{**self.model.default_sampling, **settings},
                             seed=secrets.randbits(63) if seed is None else seed % 2**64,
                             max_tokens=room if max_tokens is None else max_tokens,
-                            stop_token_ids=self.model.tokenizer.stop_token_ids)
+                            stop_token_ids=reading.stop_token_ids(self.model.tokenizer))
         return Job(Request(tuple(prompt_token_ids), sampling, n=n, adapter=adapter, cache_salt=cache_salt),
                    tuple(stops), reading)
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from openhearth.errors import BadFile, Unsupported
 from openhearth.formats.records import Checkpoint
+from openhearth.formats.unsafe import refuse_foreign_classes
 from openhearth.spec.architectures import ArchitectureRow, find_row
-from openhearth.spec.architectures.rotary import as_float32, rope_fields
+from openhearth.spec.architectures.rotary import as_float32, rope_fields, yarn_factor
 from openhearth.spec.fields import Fields
 from openhearth.spec.fp8 import fp8_block_of
 from openhearth.spec.records import ModelSpec, RopeSpec
@@ -39,8 +40,10 @@ _REQUIRED = {
 }
 # Names, ids, training and generation settings: none of them changes the forward pass.
 _HARMLESS = {
-    "_name_or_path", "name_or_path", "architectures", "transformers_version", "transformers.js_config",
-    "transformers_weights", "unsloth_version", "unsloth_fixed", "is_llama_config", "is_decoder",
+    "_name_or_path", "name_or_path", "_model_name_or_path", "_attn_implementation",
+    "_attn_implementation_autoset", "architectures", "auto_map", "transformers_version",
+    "transformers.js_config", "transformers_weights",
+    "unsloth_version", "unsloth_fixed", "is_llama_config", "is_decoder",
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id", "decoder_start_token_id",
     "tokenizer_class", "prefix", "use_cache", "initializer_range", "attention_dropout", "hidden_dropout",
     "resid_pdrop", "embd_pdrop", "attn_pdrop", "gradient_checkpointing", "neftune_noise_alpha",
@@ -75,6 +78,7 @@ def spec_from_config(checkpoint: Checkpoint) -> ModelSpec:
                 if key not in row.keys | row.harmless} | dict(row.required)
     config.require(required)
     config.refuse_unknown(_READ | row.keys | required.keys() | _HARMLESS | row.harmless)
+    refuse_foreign_classes(config.values.get("auto_map"), checkpoint.path / "config.json", row.own_modules)
     settings = _common_settings(config, checkpoint, row) | dict(row.fixed)
     return ModelSpec(**(settings | row.read(config, settings)))
 
@@ -136,7 +140,7 @@ def _read_rope(config: Fields, rope: Fields, max_position: int, row: Architectur
                           why=f"this version computes: {', '.join(_ROPE_TYPES)}", hint="hearth run smollm2")
     if "partial_rotary_factor" not in row.keys:
         rope.require({"partial_rotary_factor": (1,)})
-    rope.refuse_unknown(_ROPE_KEYS | row.rope_keys)
+    rope.refuse_unknown(_ROPE_KEYS | row.rope_keys | ({"attn_factor"} if kind == "yarn" else set()))
     theta = rope if rope.has("rope_theta") else config
     settings: dict = {"type": kind, "theta": theta.number("rope_theta", 1.0001, 1e30, 10000.0),
                       "original_max_position": max_position}
@@ -162,7 +166,11 @@ def _read_rope(config: Fields, rope: Fields, max_position: int, row: Architectur
 
 
 def _read_yarn(rope: Fields, context_ratio: float) -> dict:
-    """A zero counts as absent for the betas and both mscales, as in transformers 5.23."""
+    """A zero counts as absent for the betas and both mscales, as in transformers 5.23.
+
+    attn_factor multiplies what the formula gives, as in vLLM; transformers leaves it out, although
+    DeepSeek-R1-0528-Qwen3-8B has it (github.com/deepseek-ai/DeepSeek-R1/issues/684).
+    """
     settings: dict = {"factor": rope.number("factor", 1e-6, 1e6, context_ratio),
                       "beta_fast": rope.number("beta_fast", 0.0, 1e6, 32.0) or 32.0,
                       "beta_slow": rope.number("beta_slow", 0.0, 1e6, 1.0) or 1.0,
@@ -170,6 +178,9 @@ def _read_yarn(rope: Fields, context_ratio: float) -> dict:
     for key in ("attention_factor", "mscale", "mscale_all_dim"):
         if rope.has(key):
             settings[key] = rope.number(key, 0.0, 1e6)
+    if rope.has("attn_factor"):
+        own = settings.get("attention_factor", yarn_factor(settings["factor"]))
+        settings["attention_factor"] = own * rope.number("attn_factor", 0.0, 1e6)
     return settings
 
 

@@ -18,6 +18,7 @@ from openhearth.errors import BadFile, Unsupported
 from openhearth.formats import map_tensor
 from openhearth.formats.records import Checkpoint, TensorEntry
 from openhearth.spec.architectures import ArchitectureRow, find_row_of_gguf
+from openhearth.spec.architectures.rotary import yarn_factor
 from openhearth.spec.fields import Fields
 from openhearth.spec.records import ModelSpec, RopeSpec
 
@@ -188,8 +189,7 @@ def _yarn_attention_factor(model: Fields, factor: float) -> float | None:
     key = next((key for key in keys if model.has(key)), None)
     if key is None:
         return None
-    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
-    return model.number(key, 0.0, 1e6) * own
+    return model.number(key, 0.0, 1e6) * yarn_factor(factor)
 
 
 def _main_type(checkpoint: Checkpoint) -> str:

@@ -3,6 +3,7 @@
 import pytest
 
 from openhearth.cli.memory import plan_memory, with_draft
+from openhearth.engine.memory import SMALL_PAGE_TOKENS
 from openhearth.spec import ModelSpec, RopeSpec, WeightChoice
 
 SPEC = ModelSpec("llama", 49152, 576, 30, 9, 3, 64, 1536, 8192, 1e-5, RopeSpec(), True, False, False,
@@ -13,17 +14,21 @@ WEIGHTS = WeightChoice("stored", "bfloat16", "as in the file", 98 * 10**6)
 @pytest.mark.parametrize("huge_page", [0, 2 << 20])
 def test_a_cache_takes_whole_pages_of_the_system_in_every_layer(huge_page):
     places, per_token = 2 * SPEC.num_layers, SPEC.kv_bytes_per_token(2)
-    for num_tokens in (1, 100, 6000, 8192):
+    for num_tokens in (1, 100, SMALL_PAGE_TOKENS, SMALL_PAGE_TOKENS + 1, 6000, 8192):
         found = plan_memory(SPEC, WEIGHTS, num_tokens, huge_page_bytes=huge_page).cache_bytes
         written = per_token * num_tokens
         assert written <= found < written + places * max(huge_page, 1)
-        assert huge_page == 0 or found % (places * huge_page) == 0
+        if num_tokens <= SMALL_PAGE_TOKENS or huge_page == 0:
+            assert found == written
+        else:
+            assert found % (places * huge_page) == 0
     assert plan_memory(SPEC, WEIGHTS, 9999).cached_tokens == 8192
 
 
 def test_a_cache_takes_no_more_than_it_has_room_for():
-    tiny = ModelSpec("llama", 512, 64, 2, 4, 2, 16, 128, 512, 1e-5, RopeSpec(), True, False, False, "float32")
-    found = plan_memory(tiny, WeightChoice("float32", "float32", "", 10**6), 40, huge_page_bytes=1 << 30)
+    tiny = ModelSpec("llama", 512, 64, 2, 4, 2, 16, 128, 8192, 1e-5, RopeSpec(), True, False, False,
+                     "float32")
+    found = plan_memory(tiny, WeightChoice("float32", "float32", "", 10**6), 4000, huge_page_bytes=1 << 30)
     assert found.cache_bytes == tiny.kv_bytes_per_token(4) * 16384
 
 

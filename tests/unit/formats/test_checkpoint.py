@@ -15,13 +15,14 @@ from support.gguf_bytes import gguf_bytes, key_value, tensor_info, u32_value
 
 from openhearth.errors import BadFile, ModelNotFound, UnsafeFile
 from openhearth.formats import map_tensor, open_checkpoint
+from openhearth.spec import read_spec
 
 INDEX = "model.safetensors.index.json"
 
 
 def write_config(folder, **fields):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **fields}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"} | fields))
 
 
 def write_gguf(path, name="t", **options):
@@ -140,9 +141,18 @@ def test_a_tensor_in_two_shards_is_refused(sharded):
 def test_a_config_that_names_code_refuses_the_folder(tiny_folder, tmp_path):
     folder = tmp_path / "evil"
     shutil.copytree(tiny_folder, folder)
-    write_config(folder, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
+    write_config(folder, text_config={"auto_map": {"AutoModelForCausalLM": "modeling_evil.Evil"}})
     with pytest.raises(UnsafeFile, match="auto_map"):
         open_checkpoint(folder)
+
+
+def test_a_config_that_names_other_classes_than_those_here_refuses_the_folder(tiny_folder, tmp_path):
+    folder = tmp_path / "evil"
+    shutil.copytree(tiny_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    write_config(folder, **config | {"auto_map": {"AutoModelForCausalLM": "modeling_llama.LlamaForCausalLM"}})
+    with pytest.raises(UnsafeFile, match="auto_map"):
+        read_spec(open_checkpoint(folder))
 
 
 def test_a_folder_without_a_config_is_refused(tiny_folder, tmp_path):

@@ -13,7 +13,7 @@ import torch
 from support.gguf_bytes import gguf_bytes, safetensors_bytes
 
 from openhearth.errors import BadFile, UnsafeFile, Unsupported
-from openhearth.formats.unsafe import refuse_code_keys, sniff
+from openhearth.formats.unsafe import refuse_code_keys, refuse_foreign_classes, sniff
 
 
 def torch_bytes(**options):
@@ -109,6 +109,8 @@ def test_other_files_are_refused_with_what_they_are(tmp_path, raw, kind, message
     ({"text_config": {"layers": [{"auto_map": {"a": "b"}}]}}, "auto_map"),
     ({"_attn_implementation": "owner/repo"}, "_attn_implementation"),
     ({"_attn_implementation_internal": "owner/repo"}, "_attn_implementation_internal"),
+    ({"_attn_implementation_autoset": "owner/repo"}, "_attn_implementation_autoset"),
+    ({"_attn_implementation": {"text": "owner/repo"}}, "_attn_implementation"),
     ({"trust_remote_code": True}, "trust_remote_code"),
     ({"head": {"_target_": "os.system"}}, "_target_"),
     ({"custom_pipelines": {"x": {"impl": "a.B"}}}, "custom_pipelines"),
@@ -119,6 +121,27 @@ def test_a_config_that_names_code_is_refused_with_the_key(tmp_path, config, key)
 
 
 @pytest.mark.parametrize("config", [{}, {"auto_map": None}, {"trust_remote_code": False},
+                                    {"_attn_implementation_autoset": True}, {"_attn_implementation": "sdpa"},
                                     {"model_type": "auto_map"}, {"vocab": {"a": 1}, "list": [[1, {"b": 2}]]}])
 def test_a_config_that_names_no_code_is_accepted(tmp_path, config):
     assert refuse_code_keys(config, tmp_path / "config.json") is None
+
+
+OWN = frozenset({"configuration_deepseek", "modeling_deepseek"})
+
+
+@pytest.mark.parametrize("auto_map", [None, {}, {"AutoConfig": "configuration_deepseek.DeepseekV3Config"},
+                                      {"AutoModel": "deepseek-ai/V3--modeling_deepseek.DeepseekV3Model",
+                                       "AutoTokenizer": ["tokenization_kimi.TikTokenTokenizer", None]}])
+def test_classes_that_are_here_as_well_are_accepted(tmp_path, auto_map):
+    assert refuse_foreign_classes(auto_map, tmp_path / "config.json", OWN) is None
+
+
+@pytest.mark.parametrize("auto_map", [
+    {"AutoModel": "modeling_evil.DeepseekV3Model"},
+    {"AutoConfig": "configuration_deepseek.A", "AutoModel": "x.Y"},
+    {"AutoModel": "modeling_deepseek--modeling_evil.Evil"}, {"AutoModel": ["modeling_deepseek.A", "evil.B"]},
+    {"AutoModel": {}}, ["modeling_deepseek.A"], "modeling_deepseek.A", 7, True])
+def test_other_classes_are_refused_whatever_the_value_is_like(tmp_path, auto_map):
+    with pytest.raises(UnsafeFile, match="its key `auto_map`"):
+        refuse_foreign_classes(auto_map, tmp_path / "config.json", OWN)

@@ -121,7 +121,7 @@ def test_busy_answers_are_tried_again_after_the_time_they_ask_for(server, config
     server.faults.retry_after = "1"
     start = time.monotonic()
     fetch(offered(server, b"abc"), tmp_path / "x", config=config)
-    assert 2 <= time.monotonic() - start < 6
+    assert 2 <= time.monotonic() - start < 20
     assert len(server.headers_of("/model.gguf")) == 3
 
 

@@ -8,7 +8,7 @@ from openhearth.kernels.experts.native import add_experts
 from openhearth.kernels.experts.packed import PackedExperts
 from openhearth.kernels.glu.native import glu
 from openhearth.kernels.linear.native import linear
-from openhearth.kernels.linear.packed import PackedWeight, Rows, block_rows, number_rows
+from openhearth.kernels.linear.packed import PackedWeight, RowParts, Rows, block_rows, number_rows
 from openhearth.kernels.linear.streamed import Budget, StreamedWeight
 from openhearth.kernels.select import NATIVE_ISAS, chosen, missing, native, set_num_threads
 
@@ -158,7 +158,7 @@ def test_experts_that_differ_or_are_streamed_are_not_put_together():
     assert PackedExperts.of([(down, up, gate) for gate, up, down in packs]) is None
     assert PackedExperts.of(build(("F32", "F32", "BF16"), 3, 48, 80)) is None
     gate, up, down = packs[0]
-    streamed = StreamedWeight(lambda: number_rows(up.unpack()), (80, 48), "F32", None, Budget(1 << 20))
+    streamed = StreamedWeight(RowParts.whole(number_rows(up.unpack())), None, Budget(1 << 20))
     assert PackedExperts.of([*packs, (gate, streamed, down)]) is None
 
 

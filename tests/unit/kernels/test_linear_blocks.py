@@ -172,7 +172,7 @@ def test_parts_in_one_pack_are_the_parts_alone(format, isa):
         raw = torch.from_numpy(random_blocks(format, num_outputs, 256, seed=index).reshape(-1))
         rows = block_rows(raw, format.split()[0], (num_outputs, 256))
         parts.append(replace(rows, takes_bytes=format in OVER_BYTES))
-    together = PackedWeight.from_parts(parts)
+    together = PackedWeight(replace(parts[0], data=torch.cat([part.data for part in parts])))
     alone = [linear(x_TK, PackedWeight(part), isa=isa) for part in parts]
     assert torch.equal(linear(x_TK, together, isa=isa), torch.cat(alone, dim=1))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(3))
@@ -293,7 +293,7 @@ ONES = quantize(torch.ones(2, 32), "Q8_0")
     (lambda: block_rows(torch.zeros(0, dtype=torch.uint8), "Q4_0", (1, 0)), UsageError, r"\[1, 0\]"),
     (lambda: quantize(torch.ones(2, 33), "Q8_0"), Unsupported, "33 inputs"),
     (lambda: quantize(torch.ones(2, 32), "Q4_K"), Unsupported, "Q4_K"),
-    (lambda: PackedWeight.from_parts([ONES, number_rows(torch.ones(2, 32))]), UsageError, "F32"),
+    (lambda: PackedWeight(ONES).write(number_rows(torch.ones(2, 32)), 0), UsageError, "F32"),
     (lambda: PackedWeight(ONES).gather_rows(torch.tensor([2])), UsageError, "2 rows"),
     (lambda: PackedWeight(Rows(ONES.data, "Q8_0", 32, torch.tensor([0, 2]))), UsageError, "source rows"),
     (lambda: linear(torch.ones(1, 32), PackedWeight(ONES)), UsageError, "Q8_0"),

@@ -7,6 +7,7 @@ from support.tiny import build_gguf, build_llama
 
 from openhearth.formats import open_checkpoint
 from openhearth.kernels import select
+from openhearth.kernels.linear.packed import PackedWeight, RowParts, number_rows, quantize
 from openhearth.kernels.linear.streamed import Budget, StreamedWeight
 from openhearth.models import load_model, record
 from openhearth.models.linear import Embedding, Linear
@@ -59,14 +60,12 @@ def test_the_bits_are_those_of_weights_in_memory(paths, name, form, share):
 @pytest.mark.parametrize("format", ["F32", "BF16", "Q8_0", "Q4_1"])
 def test_a_pack_has_no_byte_of_the_one_before(format):
     """One after the other through the same buffer: padded ones and ones that fill their panels."""
-    from openhearth.kernels.linear.packed import PackedWeight, number_rows, quantize
-
     budget = Budget(0)
     for shape in ((96, 128), (70, 64), (64, 96), (33, 32), (64, 64)):
         weight_NK = torch.randn(shape, generator=torch.Generator().manual_seed(shape[0]))
         rows = (number_rows(weight_NK) if format == "F32" else number_rows(weight_NK.bfloat16())
                 if format == "BF16" else quantize(weight_NK, format))
-        streamed = StreamedWeight(lambda rows=rows: rows, shape, format, None, budget)
+        streamed = StreamedWeight(RowParts.whole(rows), None, budget)
         assert torch.equal(streamed.packed, PackedWeight(rows).packed)
 
 
@@ -77,13 +76,17 @@ def test_what_is_read_when_used_is_not_recorded(paths):
 
 def test_rows_of_a_table_are_read_alone():
     table_VD = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
-    from openhearth.kernels.linear.packed import number_rows
+    made = []
+
+    def make(start, count):
+        made.append((start, count))
+        return number_rows(table_VD[start:start + count])
 
     budget = Budget(0)
-    streamed = StreamedWeight(lambda: number_rows(table_VD), (64, 32), "F32", None, budget)
+    streamed = StreamedWeight(RowParts(make, (64, 32), "F32", 64), None, budget)
     assert torch.equal(streamed.gather_rows(torch.tensor([3, 63, 3])), table_VD[[3, 63, 3]])
     assert streamed.gather_rows(torch.tensor([], dtype=torch.int64)).shape == (0, 32)
-    assert budget.read_bytes == 0
+    assert budget.read_bytes == 0 and made == [(3, 1), (63, 1), (3, 1)]
 
 
 def test_a_model_that_does_not_fit_keeps_what_does(paths):

@@ -8,6 +8,7 @@ from openhearth.server.dialects import (
     anthropic,
     completions,
     embeddings,
+    fim,
     ollama,
     ollama_embed,
     openai,
@@ -97,7 +98,7 @@ def test_every_field_of_ollama_is_known():
         assert set(kind.model_fields) <= names(fields)
 
 
-@pytest.mark.parametrize("fields", [openai.CHAT_FIELDS, completions.FIELDS, anthropic.FIELDS,
+@pytest.mark.parametrize("fields", [openai.CHAT_FIELDS, completions.FIELDS, fim.FIELDS, anthropic.FIELDS,
                                     ollama.CHAT_FIELDS, ollama.GENERATE_FIELDS, ollama.OPTIONS_FIELDS,
                                     embeddings.FIELDS, ollama_embed.EMBED_FIELDS,
                                     response_fields.CREATE_FIELDS])

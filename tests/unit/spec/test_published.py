@@ -14,15 +14,47 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from openhearth.errors import Unsupported
+from openhearth.formats import open_checkpoint
 from openhearth.formats.records import Checkpoint
 from openhearth.spec import read_spec
 
-MODELS = json.loads((Path(__file__).parents[2] / "references" / "published_models.json").read_text())
+REFERENCES = Path(__file__).parents[2] / "references"
+MODELS = json.loads((REFERENCES / "published_models.json").read_text())
+WHOLE = json.loads((REFERENCES / "whole_configs.json").read_text())
 
 
 def spec_of(name):
     return read_spec(Checkpoint(Path(name), "safetensors", (), {}, MODELS[name]["config"], {}))
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_folder_with_the_whole_configuration_is_opened_and_read(name, tmp_path):
+    """With every key that publishers and trainers leave in the file, not only those of the shape.
+
+    `whole_configs.json`, entered by hand; the long factors of Phi-4-mini stand for others.
+    """
+    (tmp_path / "config.json").write_text(json.dumps(WHOLE[name]))
+    save_file({"model.norm.weight": torch.ones(8)}, tmp_path / "model.safetensors")
+    spec = read_spec(open_checkpoint(tmp_path))
+    if name in MODELS:
+        assert spec == replace(spec_of(name), max_position=spec.max_position)
+
+
+def test_the_r1_distil_of_qwen3_does_not_scale_its_angles():
+    """Its makers' factor undoes that of yarn; transformers has no such key."""
+    config = WHOLE["deepseek-ai/DeepSeek-R1-0528-Qwen3-8B"]
+    spec = read_spec(Checkpoint(Path("r1"), "safetensors", (), {}, config, {}))
+    assert spec.rope.attention_factor == pytest.approx(1.0, abs=1e-12)
+    plain = {**config, "rope_scaling": {**config["rope_scaling"], "attn_factor": None}}
+    without = read_spec(Checkpoint(Path("r1"), "safetensors", (), {}, plain, {}))
+    assert without.rope.attention_factor is None
+    linear = {**config, "rope_scaling": {"rope_type": "linear", "factor": 4.0, "attn_factor": 0.9}}
+    with pytest.raises(Unsupported, match="`attn_factor`"):
+        read_spec(Checkpoint(Path("r1"), "safetensors", (), {}, linear, {}))
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -48,7 +48,7 @@ def test_a_loop_without_end_is_stopped_and_wrong():
     started = time.monotonic()
     found = verdict("def f(x):\n    while True:\n        pass", time_s=1.0)
     assert (found.kind, found.reason) == ("wrong", "f(2): not done within 1 s")
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("source,kind", [

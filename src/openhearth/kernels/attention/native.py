@@ -8,8 +8,8 @@ of a score enters the exponential as it is, the rest are two sums and their quot
 Stability of Numerical Algorithms, 3.1). That holds on AVX2 and with float32 rows. With AVX-512 or AMX and
 bfloat16 rows over a bfloat16 or int8 cache, weights are rounded to bfloat16 and their sum is that of the
 rounded ones: 2^-7 max|v| more. The int8 cache has the error stated in `cache`. Gradients
-(native/gradients.h) are computed in float32 and rounded once; with options beside the scale they are those
-of the reference.
+(native/gradients.h) are computed in float32 and rounded once, where weights are rounded to bfloat16 with
+gradients of scores rounded so too; with options beside the scale they are those of the reference.
 
 Does not: run on other devices, or give gradients through a cache or through int8 keys.
 """

@@ -1,8 +1,8 @@
 """Weights in the layout of the native kernels: native/linear.h and native/linear_blocks.h.
 
 A pack holds plain numbers, or the blocks of a GGUF file as they are: the same whole numbers and scales in
-another order, nothing is quantised again. Rows of several tensors may share one pack, so that their
-products are one call.
+another order, nothing is quantised again. What is made from a file is made a few rows at a time, so that a
+pack takes little more memory than it holds.
 
 Does not: multiply (`native.py` does), or choose a format.
 """
@@ -11,7 +11,7 @@ Does not: multiply (`native.py` does), or choose a format.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -37,7 +37,7 @@ class Rows:
     """Rows of a weight as a checkpoint holds them.
 
     data: [N, K] numbers, bfloat16 or float32 with neighbouring inputs side by side, or uint8 [N, B] of
-    blocks. source_rows: int64 [N], the row of data that each row of the weight is; None keeps their order.
+    blocks. source_rows: int64, the row of data that each of these rows is; None: all of them in order.
     takes_bytes: of blocks, whether activations are rounded to 8 bits where the CPU has no tiles (`native`).
     Example: ``Rows(torch.eye(3), "F32", num_inputs=3)``.
     """
@@ -51,7 +51,39 @@ class Rows:
     @property
     def num_rows(self) -> int:
         """Outputs of the weight."""
-        return self.data.shape[0]
+        return len(self.data if self.source_rows is None else self.source_rows)
+
+
+@dataclass(frozen=True)
+class RowParts:
+    """Rows of a weight that are made a part at a time, as they are packed.
+
+    make: gives so many rows from one on; they are valid until its next call. shape: [N, K] of the whole.
+    rows_at_once: of a part, but the last one may be shorter. takes_bytes: as in Rows.
+    Example: ``RowParts(lambda start, count: number_rows(all_NK[start:start + count]), (8, 32), "F32", 4)``.
+    """
+
+    make: Callable[[int, int], Rows]
+    shape: tuple[int, int]
+    format: str
+    rows_at_once: int
+    takes_bytes: bool = False
+
+    @classmethod
+    def whole(cls, rows: Rows) -> RowParts:
+        """Return rows that exist, as one part."""
+        return cls(lambda start, count: rows, (rows.num_rows, rows.num_inputs), rows.format,
+                   max(1, rows.num_rows), rows.takes_bytes)
+
+    def chosen(self, row_ids_T: Tensor) -> RowParts:
+        """Return single rows, in the order of their ids."""
+        return RowParts(lambda at, count: self.make(int(row_ids_T[at]), 1), (len(row_ids_T), self.shape[1]),
+                        self.format, 1, self.takes_bytes)
+
+    def each(self) -> Iterator[tuple[int, Rows]]:
+        """Make the parts one after the other, each with the row that it begins at."""
+        for start in range(0, self.shape[0], self.rows_at_once):
+            yield start, self.make(start, min(self.rows_at_once, self.shape[0] - start))
 
 
 def number_rows(weight_NK: Tensor) -> Rows:
@@ -83,20 +115,22 @@ def block_rows(raw: Tensor, format: str, shape: Sequence[int], source_rows: Tens
     return Rows(raw.view(num_rows, -1), format, num_inputs, source_rows)
 
 
-def quantize(weight_NK: Tensor, format: str, *, isa: str | None = None) -> Rows:
+def quantize(weight_NK: Tensor, format: str, *, isa: str | None = None, room: Tensor | None = None) -> Rows:
     """Quantise a plain weight in groups of 32 inputs: "Q8_0", or "Q4_1" with a float16 minimum per group.
 
     Q8_0 rounds to multiples of a group's largest size / 127. Q4_1 takes, of a few ranges and least
     squares fits, the scale and minimum that leave the least squared error. Every isa gives the same bytes;
-    None is the process's choice. Raises: UsageError for an isa missing here; Unsupported for
-    another format, or inputs that are no multiple of 32.
+    None is the process's choice. room: uint8 that the blocks are written to, None for memory of their own.
+    Raises: UsageError for an isa missing here; Unsupported for another format, or inputs that are no
+    multiple of 32.
     """
     rows = number_rows(weight_NK)
     if format not in ("Q8_0", "Q4_1") or rows.num_inputs % 32 or rows.num_inputs == 0:
         raise Unsupported(f"a weight with {rows.num_inputs} inputs cannot become {format}",
                           why="weights become Q8_0 or Q4_1, in groups of 32 inputs")
     num_bytes = rows.num_inputs // 32 * BLOCK_TYPES[format].num_bytes
-    blocks_NB = torch.empty(rows.num_rows, num_bytes, dtype=torch.uint8)
+    room = torch.empty(rows.num_rows * num_bytes, dtype=torch.uint8) if room is None else room
+    blocks_NB = room[:rows.num_rows * num_bytes].view(rows.num_rows, num_bytes)
     module_of_kernels().quantize_rows(isa_number(isa), rows.data.data_ptr(), _stride_bytes(rows.data),
                                       rows.format == "BF16", rows.num_rows, rows.num_inputs, FORMATS[format],
                                       blocks_NB.data_ptr())
@@ -111,40 +145,33 @@ class PackedWeight:
     Example: ``PackedWeight(torch.eye(3), torch.ones(3))``.
     """
 
-    def __init__(self, weight_NK: Tensor | Rows, bias_N: Tensor | None = None) -> None:
+    def __init__(self, weight_NK: Tensor | Rows | RowParts, bias_N: Tensor | None = None) -> None:
         """Pack a CPU weight, bfloat16, float32 or blocks, and a bias of either number type.
 
         Raises: Unsupported for another type or device, or without native kernels; UsageError for shapes.
         """
-        self._fill([weight_NK if isinstance(weight_NK, Rows) else number_rows(weight_NK)], bias_N)
-        self.versions = (None,) if isinstance(weight_NK, Rows) else versions(weight_NK, bias_N)
-
-    @classmethod
-    def from_parts(cls, parts: Sequence[Rows], bias_N: Tensor | None = None) -> PackedWeight:
-        """Pack several weights of one format below each other. Raises: as the constructor."""
-        packed = cls.__new__(cls)
-        packed._fill(parts, bias_N)
-        packed.versions = (None,)
-        return packed
+        self.versions = versions(weight_NK, bias_N) if isinstance(weight_NK, Tensor) else (None,)
+        rows = number_rows(weight_NK) if isinstance(weight_NK, Tensor) else weight_NK
+        parts = rows if isinstance(rows, RowParts) else RowParts.whole(rows)
+        self._describe(parts)
+        self.packed = take_bytes(self.num_bytes)
+        self._write_parts(parts)
+        self._set_bias(bias_N)
 
     @property
     def num_bytes(self) -> int:
         """Of the pack."""
-        return self.packed.numel()
+        return self.native.packed_bytes(self.num_outputs, self.num_inputs, self.format_number)
 
-    def _fill(self, parts: Sequence[Rows], bias_N: Tensor | None) -> None:
+    def _describe(self, parts: RowParts) -> None:
         self.native = module_of_kernels()
-        self.format, self.num_inputs = parts[0].format, parts[0].num_inputs
-        self.format_number = number_of(self.format, takes_bytes=parts[0].takes_bytes)
+        self.format, (self.num_outputs, self.num_inputs) = parts.format, parts.shape
+        self.format_number = number_of(self.format, takes_bytes=parts.takes_bytes)
         self.dtype = torch.float32 if self.format == "F32" else torch.bfloat16
-        self.num_outputs = sum(part.num_rows for part in parts)
-        num_bytes = self.native.packed_bytes(self.num_outputs, self.num_inputs, self.format_number)
-        self.packed = take_bytes(num_bytes)
-        start = 0
-        for part in parts:
-            self.write(part, start)
-            start += part.num_rows
-        self._set_bias(bias_N)
+
+    def _write_parts(self, parts: RowParts) -> None:
+        for start, rows in parts.each():
+            self.write(rows, start)
 
     def write(self, rows: Rows, start: int) -> None:
         """Replace rows from start on. Raises: UsageError for another format or rows that do not fit."""
@@ -153,8 +180,8 @@ class PackedWeight:
             raise UsageError(f"weight of shape {[rows.num_rows, rows.num_inputs]} and type {rows.format}",
                              why=f"the pack holds [{self.num_outputs}, {self.num_inputs}] of {self.format}")
         order = rows.source_rows
-        if order is not None and not (order.dtype == torch.int64 and order.shape == (rows.num_rows,)
-                                      and order.is_contiguous() and _are_within(order, rows.num_rows)):
+        if order is not None and not (order.dtype == torch.int64 and order.is_contiguous()
+                                      and _are_within(order, len(rows.data))):
             raise UsageError("source rows are no rows of the weight", why="expected one int64 per row")
         self.native.pack_rows(rows.data.data_ptr(), _stride_bytes(rows.data),
                               0 if order is None else order.data_ptr(), rows.num_rows, rows.num_inputs,

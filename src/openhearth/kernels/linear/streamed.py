@@ -12,12 +12,10 @@ Does not: read ahead, or learn.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from openhearth.kernels.linear.packed import PANEL, PackedWeight, Rows, module_of_kernels, number_of
+from openhearth.kernels.linear.packed import PANEL, PackedWeight, RowParts
 
 
 class Budget:
@@ -54,26 +52,16 @@ class Budget:
 class StreamedWeight(PackedWeight):
     """A weight [N, K] that is packed when it is used. Use one at a time: a pack may last until the next one.
 
-    make: gives its rows, as the file has them. takes_bytes: as in `Rows`.
-    Example: ``StreamedWeight(lambda: number_rows(weight_NK), (32, 64), "BF16", None, Budget(1 << 30))``.
+    Example: ``StreamedWeight(RowParts.whole(number_rows(weight_NK)), None, Budget(1 << 30))``.
     """
 
-    def __init__(self, make: Callable[[], Rows], shape: tuple[int, int], format: str, bias_N: Tensor | None,
-                 budget: Budget, *, takes_bytes: bool = False) -> None:
-        self.native = module_of_kernels()
-        self.format, self.format_number = format, number_of(format, takes_bytes=takes_bytes)
-        self.num_outputs, self.num_inputs = shape
-        self.dtype = torch.float32 if format == "F32" else torch.bfloat16
+    def __init__(self, parts: RowParts, bias_N: Tensor | None, budget: Budget) -> None:
+        self._describe(parts)
         self.versions = (None,)
-        self._make, self._budget = make, budget
+        self._parts, self._budget = parts, budget
         self._kept: Tensor | None = None
         self._filling: Tensor | None = None
         self._set_bias(bias_N)
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the pack, whether it stays or not."""
-        return self.native.packed_bytes(self.num_outputs, self.num_inputs, self.format_number)
 
     @property
     def packed(self) -> Tensor:
@@ -87,7 +75,7 @@ class StreamedWeight(PackedWeight):
             is_padded = self.num_outputs % PANEL != 0 or self.num_inputs % PANEL != 0
             self._filling = self._budget.pass_through(self.num_bytes, is_padded=is_padded)
         try:
-            self.write(self._make(), 0)
+            self._write_parts(self._parts)
             self._kept = kept
             return self._filling
         finally:
@@ -96,10 +84,6 @@ class StreamedWeight(PackedWeight):
     def gather_rows(self, row_ids_T: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """As `PackedWeight.gather_rows`; no other rows are read."""
         self._check_rows(row_ids_T)
-        rows = self._make()
-        ids_T = row_ids_T.to("cpu", torch.int64)
-        if rows.source_rows is not None:
-            ids_T = rows.source_rows[ids_T]
-        if len(ids_T) == 0:
+        if len(row_ids_T) == 0:
             return torch.empty(0, self.num_inputs, dtype=self.dtype if dtype is None else dtype)
-        return PackedWeight(Rows(rows.data[ids_T], rows.format, rows.num_inputs)).unpack(dtype)
+        return PackedWeight(self._parts.chosen(row_ids_T)).unpack(dtype)

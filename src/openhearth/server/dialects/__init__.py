@@ -3,6 +3,7 @@
 Paths that change what is stored are made over their store: `responses_dialect`, `pulling_dialect`."""
 
 from openhearth.server.dialects.anthropic import ANTHROPIC
+from openhearth.server.dialects.fim import FIM
 from openhearth.server.dialects.ollama import OLLAMA
 from openhearth.server.dialects.ollama_embed import OLLAMA_EMBED
 from openhearth.server.dialects.ollama_pull import pulling_dialect
@@ -11,7 +12,7 @@ from openhearth.server.dialects.ranking import RANKING
 from openhearth.server.dialects.responses import responses_dialect
 from openhearth.server.dialects.tokenizing import TOKENIZING
 
-DIALECTS = (OPENAI, ANTHROPIC, OLLAMA, OLLAMA_EMBED, RANKING, TOKENIZING)
+DIALECTS = (OPENAI, FIM, ANTHROPIC, OLLAMA, OLLAMA_EMBED, RANKING, TOKENIZING)
 
 NOT_SERVED = {
     **dict.fromkeys(("/v1/conversations", "/v1/responses/compact"), "this version does not have it"),

@@ -3,7 +3,9 @@
 What evaluation harnesses use: `echo` with `logprobs` scores the prompt as the model reads it, each token
 given those before it at temperature 1, in steps that others share.
 
-Does not: draw more answers than it returns (`best_of`), or fill in a middle (`suffix`).
+With `suffix` what is drawn stands between the prompt and the suffix.
+
+Does not: draw more answers than it returns (`best_of`).
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from openhearth.chat import TextStream
+from openhearth.chat import Infill, Reading, TextStream
 from openhearth.server.dialects.openai_fields import (
     COMMON_FIELDS,
     MAX_LOGPROBS,
@@ -27,7 +29,7 @@ from openhearth.server.dialects.openai_fields import (
 from openhearth.server.dialects.tokens import finite, plain_text
 from openhearth.server.errors import Refusal
 from openhearth.server.exchange import Call, Stream
-from openhearth.server.fields import Field, flag, read_fields, refused, require, texts_or_ids, whole
+from openhearth.server.fields import Field, flag, read_fields, refused, require, text, texts_or_ids, whole
 from openhearth.server.generation import Generation
 from openhearth.server.reading import score_whole
 from openhearth.server.served import Limits
@@ -48,7 +50,8 @@ FIELDS = (
     Field("logprobs", "log-probabilities of the tokens, the one that ended the answer included, and of 0 to "
           f"{MAX_LOGPROBS} alternatives", whole(0, MAX_LOGPROBS)),
     refused("best_of", "answers that are not returned would be computed; ask for `n`", 1),
-    refused("suffix", "models are not asked to fill in a middle in this version", ""),
+    Field("suffix", "a text: the answer is what stands between the prompt, or each of several texts, and it, "
+          "by models that have marks for it. Not with `echo` or token ids; without effect when empty", text),
 )
 
 
@@ -64,9 +67,9 @@ class _Shown:
 class _Row:
     """One choice while it is written: where in its text the next token begins."""
 
-    def __init__(self, call: Call, num_logprobs: int | None) -> None:
+    def __init__(self, call: Call, num_logprobs: int | None, *, is_middle: bool) -> None:
         self._tokenizer = call.served.model.tokenizer
-        self._stream = TextStream(self._tokenizer)
+        self._stream = TextStream(self._tokenizer, is_middle=is_middle)
         self._num_logprobs = num_logprobs
         self._offset = 0
 
@@ -109,14 +112,20 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
     settings = {**sampling_settings(values), "num_logprobs": num_logprobs or 0}
     if "structured_outputs" in values:
         settings["token_mask"] = await served.follow(values["structured_outputs"], "structured_outputs")
-    prompts = [await served.encode(prompt) if isinstance(prompt, str) else prompt
-               for prompt in values["prompt"]]
+    suffix = values.get("suffix", "")
+    if suffix:
+        _check_infill(values)
+        prompts = [await served.encode_infill(Infill(prompt, suffix), values["model"])
+                   for prompt in values["prompt"]]
+    else:
+        prompts = [await served.encode(prompt) if isinstance(prompt, str) else prompt
+                   for prompt in values["prompt"]]
     if not max_tokens:
         call.count_prompt(adapter, sum(map(len, prompts)))
     # All at once: prompts of one request share steps.
     generations = [await call.open(served.job(
         prompt, adapter=adapter, settings=settings, max_tokens=max_tokens, n=values.get("n", 1),
-        seed=values.get("seed"), stops=values.get("stop", ()),
+        seed=values.get("seed"), stops=values.get("stop", ()), reading=Reading(is_middle=bool(suffix)),
         cache_salt=call.cache_salt)) for prompt in prompts] if max_tokens else []
     echoed = await _echo(call, prompts, num_logprobs, adapter) if does_echo else []
     texts = [prompt if isinstance(prompt, str) else served.model.tokenizer.decode(prompt)
@@ -125,6 +134,17 @@ async def complete(call: Call) -> Stream | dict[str, Any]:
     if values.get("stream", False):
         return Stream("text/event-stream", answer.chunks(with_usage=with_usage), stream_error)
     return await answer.whole()
+
+
+def _check_infill(values: dict[str, Any]) -> None:
+    """Refuse what makes no sense with `suffix`. Raises: Refusal."""
+    if values.get("echo", False):
+        raise Refusal("`echo` is given with `suffix`", field="echo", code="unsupported_field",
+                      why="the prompt is not what stands before the answer", hint="leave `echo` out")
+    if not all(isinstance(prompt, str) for prompt in values["prompt"]):
+        raise Refusal("`suffix` is given with token ids", field="suffix", code="unsupported_field",
+                      why="marks are put around texts; token ids may hold the marks themselves",
+                      hint="a prompt that is a text, or the ids of prompt, suffix and marks without `suffix`")
 
 
 async def _echo(call: Call, prompts: Sequence[tuple[int, ...]], num_logprobs: int | None,
@@ -149,7 +169,8 @@ class _Answer:
         self._call, self._prompts, self._generations = call, prompts, generations
         self._echoed, self._texts = echoed, texts
         self._n = values.get("n", 1)
-        self._rows = [_Row(call, values.get("logprobs")) for _ in range(self._n * len(prompts))]
+        self._rows = [_Row(call, values.get("logprobs"), is_middle=bool(values.get("suffix")))
+                      for _ in range(self._n * len(prompts))]
         self._head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion",
                       "created": int(time.time()), "model": values["model"],
                       "system_fingerprint": f"fp_{call.served.engine.weights_version[:12]}"}

@@ -14,10 +14,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import Any
 
-from openhearth.chat import AnswerPiece, Reading, ToolCall, whole_answer
+from openhearth.chat import AnswerPiece, Infill, Reading, ToolCall, whole_answer
 from openhearth.errors import HearthError
 from openhearth.server.asking import Answering, Asked
 from openhearth.server.dialects.messages import MESSAGE_SCHEMA, read_messages
@@ -43,6 +42,8 @@ from openhearth.server.fields import (
 )
 from openhearth.server.generation import Generation
 
+OLLAMA_VERSION = "0.12.11"
+"""The release of Ollama whose API is spoken here: the first one with `logprobs`."""
 MAX_LOGPROBS = 20
 _DURATION = re.compile(r"-?(?:\d{1,12}(?:\.\d{1,12})?(?:ns|us|ms|s|m|h)?){1,6}")
 _UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -127,7 +128,9 @@ GENERATE_FIELDS = (
     Field("system", "the system message", text),
     Field("raw", "the prompt as it is, without the chat template; control tokens in it stay text", flag),
     *COMMON_FIELDS,
-    refused("suffix", "models are not asked to fill in a middle in this version", ""),
+    Field("suffix", "a text: the answer is what stands between the prompt and it, by models that have marks "
+          "for it (`insert` in `/api/show`). Not with `raw`, `system` or `think`; without effect when empty",
+          text),
     refused("template", "the model's own template is used", ""),
     refused("context", "the older way to continue; send messages to `/api/chat`", []),
     refused("images", "this version reads text only", []),
@@ -173,8 +176,13 @@ async def generate(call: Call) -> Stream | dict[str, Any]:
     is_raw = values.get("raw", False)
     if is_raw and system is not None:
         raise Refusal("`system` is given with `raw`", field="system", why="a raw prompt has no roles")
-    messages: list[dict[str, str]] | str = prompt
-    if prompt and not is_raw:
+    suffix = values.get("suffix")
+    for name in ("raw", "system"):
+        if suffix and values.get(name):
+            raise Refusal(f"`{name}` is given with `suffix`", field=name, code="unsupported_field",
+                          why="the prompt is two texts between marks", hint=f"leave `{name}` out")
+    messages: list[dict[str, str]] | str | Infill = Infill(prompt, suffix) if suffix else prompt
+    if prompt and not is_raw and not suffix:
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
@@ -185,9 +193,12 @@ async def generate(call: Call) -> Stream | dict[str, Any]:
     return await _answer(call, values, messages, shown)
 
 
-async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str,
+async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str | Infill,
                   shown: Callable[..., dict[str, Any]]) -> Stream | dict[str, Any]:
-    """Answer a conversation or a raw text. shown: (content, thinking, calls) -> what holds them."""
+    """Answer a conversation or a raw text, or fill a gap.
+
+    shown: (content, thinking, calls) -> what holds them.
+    """
     served, started = call.served, time.perf_counter() - call.load_s
     adapter = served.adapter_of(values["model"])
     options = values.get("options", {})
@@ -237,13 +248,18 @@ async def _answer(call: Call, values: Mapping[str, Any], prompt: list[dict[str, 
             **_end(call, generation, choice.finish_reason, started)}
 
 
-async def _ask(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str) -> Asked:
+async def _ask(call: Call, values: Mapping[str, Any], prompt: list[dict[str, Any]] | str | Infill) -> Asked:
     """Return the prompt of a request and how its answer is read. Raises: as `Served.prepare`."""
     grammar, think = values.get("format"), values.get("think")
-    if isinstance(prompt, str):
+    if isinstance(prompt, str | Infill):
         if think is not None:
-            raise Refusal("`think` is given with `raw`", field="think", why="a raw prompt has no template")
+            given = "suffix" if isinstance(prompt, Infill) else "raw"
+            raise Refusal(f"`think` is given with `{given}`", field="think",
+                          why="such a prompt has no template")
         mask = None if grammar is None else await call.served.follow(grammar, "format")
+        if isinstance(prompt, Infill):
+            token_ids = await call.served.encode_infill(prompt, values["model"])
+            return Asked(token_ids, Reading(is_middle=True), mask, None)
         return Asked(await call.served.encode(prompt), Reading(), mask, None)
     effort = {None: None, False: "none", True: "on"}.get(think, think)
     return await call.served.prepare(prompt, Answering(
@@ -315,8 +331,8 @@ async def show(call: Call) -> dict[str, Any]:
 
 
 async def show_version(call: Call) -> dict[str, str]:
-    """`GET /api/version`: openhearth's own."""
-    return {"version": version("openhearth")}
+    """`GET /api/version`: whose API this speaks; clients ask in order to know what they may send."""
+    return {"version": OLLAMA_VERSION}
 
 
 def _error(error: HearthError, status: int, code: str | None, request_id: str) -> dict[str, Any]:

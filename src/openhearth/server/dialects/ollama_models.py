@@ -55,8 +55,10 @@ def model_facts(offer: Offer, name: str) -> dict[str, Any]:
         capabilities.append("tools")
         if speaks_harmony(template, tokenizer) or knows_thinking(template, tokenizer):
             capabilities.append("thinking")
+    if tokenizer.infill is not None:
+        capabilities.append("insert")
     return {"modelfile": "", "parameters": settings,
-            "template": template.sources.get("default", "") if template else "",
+            "template": _infill_note(tokenizer) + (template.sources.get("default", "") if template else ""),
             "license": stored.licence or "", "modified_at": _time(offer.offered_at),
             "details": _details(offer, name), "capabilities": capabilities,
             "model_info": {"general.architecture": family, "general.basename": name,
@@ -66,6 +68,19 @@ def model_facts(offer: Offer, name: str) -> dict[str, Any]:
                            f"{family}.block_count": spec.num_layers,
                            f"{family}.attention.head_count": spec.num_heads,
                            f"{family}.attention.head_count_kv": spec.num_kv_heads}}
+
+
+def _infill_note(tokenizer: chat.Tokenizer) -> str:
+    """Return a comment of Jinja's that says how a prompt with a suffix is put together; "" where none can be.
+
+    Ollama's own templates say it in Go's language, and clients look there for `.Suffix`.
+    """
+    if tokenizer.infill is None:
+        return ""
+    spelling = {token_id: text for text, token_id in tokenizer.control_tokens.items()}
+    parts = tokenizer.infill.around(["{{ .Prompt }}"], ["{{ .Suffix }}"])
+    written = "".join(spelling.get(part, part) for part in parts)
+    return f"{{# {{{{ if .Suffix }}}}{written}{{{{ end }}}} #}}"
 
 
 def _details(offer: Offer, name: str) -> dict[str, Any]:

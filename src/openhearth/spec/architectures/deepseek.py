@@ -23,8 +23,8 @@ from openhearth.spec.records import MlaSpec, ModelSpec, RopeSpec
 _KEYS = experts.GROUPED_KEYS | {
     "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "topk_method",
     "rope_interleave"}
-# Derived sizes, the loss, how training was spread, and where the code lay before transformers had it.
-_HARMLESS = frozenset({"auto_map", "qk_head_dim", "ep_size", "aux_loss_alpha", "seq_aux",
+# Derived sizes, the loss, how training was spread.
+_HARMLESS = frozenset({"qk_head_dim", "ep_size", "aux_loss_alpha", "seq_aux",
                        "output_router_logits", "router_aux_loss_coef"})
 _REQUIRED = {"moe_layer_freq": (1,), "mlp_bias": (False,)}
 
@@ -152,8 +152,9 @@ def _read_v32_gguf(model: Fields, settings: Settings) -> Settings:
     return found | _indexed(model, settings, found["mla"], *_INDEX_GGUF_KEYS) | {"model_type": "deepseek_v32"}
 
 
-_COMMON = {"keys": _KEYS, "harmless": _HARMLESS, "read": _read, "write": _write, "gguf": "deepseek2",
-           "gguf_keys": _GGUF_KEYS, "read_gguf": _read_gguf}
+_OWN_MODULES = frozenset({"configuration_deepseek", "modeling_deepseek"})
+_COMMON = {"keys": _KEYS, "harmless": _HARMLESS, "own_modules": _OWN_MODULES, "read": _read, "write": _write,
+           "gguf": "deepseek2", "gguf_keys": _GGUF_KEYS, "read_gguf": _read_gguf}
 _V3_DEFAULTS = {
     "head_dim": 64, "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "n_routed_experts": 256, "n_shared_experts": 1, "num_experts_per_tok": 8, "moe_intermediate_size": 2048,
@@ -178,8 +179,9 @@ ROWS = (
                     required=_V3_REQUIRED, **_COMMON | {"read": _read_kimi}),
     ArchitectureRow(
         "deepseek_v32", "DeepseekV32ForCausalLM", "deepseek", "deepseek32", keys=_KEYS | _INDEX_KEYS,
-        harmless=_HARMLESS, defaults=_V3_DEFAULTS | {"max_position_embeddings": 163840, "index_n_heads": 64,
-                                                    "index_head_dim": 128, "index_topk": 2048},
+        harmless=_HARMLESS, own_modules=_OWN_MODULES,
+        defaults=_V3_DEFAULTS | {"max_position_embeddings": 163840, "index_n_heads": 64,
+                                 "index_head_dim": 128, "index_topk": 2048},
         required=_V3_REQUIRED | {"rope_interleave": (True,)}, read=_read_v32, write=_write,
         gguf_keys=_GGUF_KEYS.union(_INDEX_GGUF_KEYS), read_gguf=_read_v32_gguf),
 )

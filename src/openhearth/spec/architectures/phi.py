@@ -31,7 +31,7 @@ ROWS = (
                     keys=frozenset({"partial_rotary_factor", "sliding_window"}),
                     required={"attention_bias": (False,), "mlp_bias": (False,), "lm_head_bias": (False,),
                               "full_attn_mod": (1,), "interpolate_factor": (1,)},
-                    harmless=frozenset({"auto_map"}),
+                    own_modules=frozenset({"configuration_phi3", "modeling_phi3"}),
                     rope_names={"su": "longrope", "yarn": "longrope"}, read=_read,
                     gguf_keys=frozenset({"rope.dimension_count", "attention.sliding_window"}),
                     read_gguf=_read_gguf, write=_write,

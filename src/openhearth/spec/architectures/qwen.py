@@ -83,6 +83,8 @@ ROWS = (
     ArchitectureRow("qwen3_moe", "Qwen3MoeForCausalLM", "qwen3_moe", "qwen3moe", fixed={"qk_norm": "head"},
                     defaults={"num_experts_per_tok": 8, "moe_intermediate_size": 768},
                     keys=_WINDOW_KEYS | experts.QWEN_KEYS, harmless=experts.TRAINING_KEYS,
+                    required={"use_qk_norm": (True,), "qkv_bias": (False,),
+                              "shared_expert_intermediate_size": (0,)},
                     read=_read_qwen3_moe, write=_write_qwen3_moe, gguf_keys=experts.QWEN_GGUF_KEYS,
                     read_gguf=partial(experts.read_qwen_gguf, has_shared=False, is_normalised=True)),
 )

@@ -35,6 +35,8 @@ class ArchitectureRow:
     spec that are the same for every model of this type. defaults: of `config.json` keys, where they differ
     from Llama's (transformers' configuration class). keys: `config.json` keys that `read` reads besides
     Llama's. required: keys that must have one of some values. harmless: keys that change nothing.
+    own_modules: of the code that its publishers put beside the weights before transformers had it; what it
+    computes is what the module here does.
     rope_names: names of rotary types that mean another one here. rope_keys: keys among the rotary settings
     that `read` reads or that change nothing. read: further fields of the spec from
     `config.json`, given those read so far. gguf_keys: header keys, without the architecture's prefix, that
@@ -52,6 +54,7 @@ class ArchitectureRow:
     keys: frozenset[str] = frozenset()
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     harmless: frozenset[str] = frozenset()
+    own_modules: frozenset[str] = frozenset()
     rope_names: Mapping[str, str] = field(default_factory=dict)
     rope_keys: frozenset[str] = frozenset()
     read: Callable[[Fields, Settings], Settings] = read_nothing

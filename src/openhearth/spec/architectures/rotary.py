@@ -37,3 +37,11 @@ def as_float32(values: Sequence[float]) -> tuple[float, ...]:
     """Return numbers rounded to float32."""
     layout = f"<{len(values)}f"
     return struct.unpack(layout, struct.pack(layout, *values))
+
+
+def yarn_factor(factor: float) -> float:
+    """Return the multiplier of cosine and sine that yarn gives a context grown by factor.
+
+    Source: arXiv 2309.00071, equation 22.
+    """
+    return 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
