@@ -1,7 +1,8 @@
-"""Fuzzer of the weight file readers: damaged files give a checked Checkpoint or a HearthError.
+"""Fuzzer of the readers of models: damaged files give a checked Checkpoint or tokenizer, or a HearthError.
 
 Anything else is a failure: another exception, more than 256 MiB, more than two seconds of processor
-time, a tensor outside its file, or a safetensors file that the `safetensors` package refuses. Runs in
+time, a tensor outside its file, a safetensors file that the `safetensors` package refuses, or a tokenizer
+that makes control tokens of text. Runs in
 a process of its own, as the memory limit holds for the whole process:
 
     PYTHONPATH=src:tests python tests/fuzz/fuzz_weight_files.py --seconds 3600 --seed 7
@@ -25,6 +26,7 @@ import gguf
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
+from sentencepiece import sentencepiece_model_pb2
 from support.gguf_bytes import (
     ARRAY,
     STRING,
@@ -36,8 +38,10 @@ from support.gguf_bytes import (
     u32_value,
 )
 
+from openhearth.chat import load_tokenizer
 from openhearth.errors import HearthError
 from openhearth.formats import map_tensor, open_checkpoint
+from openhearth.formats.records import Checkpoint
 
 MEMORY_BYTES = 256 << 20
 CASE_SECONDS = 2
@@ -84,9 +88,28 @@ def write_seeds(folder):
     save_file({"t2": tensors["t2"], "t3": tensors["t3"]}, sharded / names[1])
     (sharded / "model.safetensors.index.json").write_text(json.dumps(
         {"metadata": {"total_size": 72}, "weight_map": {"t1": names[0], "t2": names[1], "t3": names[1]}}))
-    return [(folder / "a.gguf", folder / "a.gguf"), (folder / "b.gguf", folder / "b.gguf"),
+    tokens = folder / "tokens"
+    tokens.mkdir()
+    (tokens / "tokenizer.model").write_bytes(sentencepiece_bytes())
+    return [(tokens, tokens / "tokenizer.model"),
+            (folder / "a.gguf", folder / "a.gguf"), (folder / "b.gguf", folder / "b.gguf"),
             (single, single / "model.safetensors"), (single, single / "config.json"),
             (sharded, sharded / names[1]), (sharded, sharded / "model.safetensors.index.json")]
+
+
+def sentencepiece_bytes():
+    """A `tokenizer.model` with all kinds of pieces, as sentencepiece's own classes write it."""
+    model = sentencepiece_model_pb2.ModelProto()
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), ("<tool>", 4),
+              *((f"<0x{byte:02X}>", 6) for byte in range(256)),
+              *((piece, 1) for piece in ("\u2581", *"helo", "he", "ll", "hell", "\u2581hell", "\u00e9"))]
+    for place, (piece, kind) in enumerate(pieces):
+        model.pieces.add(piece=piece, score=-float(place), type=kind)
+    model.trainer_spec.model_type = 2
+    model.trainer_spec.byte_fallback = True
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString()
 
 
 def damage(raw, other, rng):
@@ -131,6 +154,9 @@ def with_true_length(raw):
 def check(model, damaged):
     """Open the model; return the error's name, or None for an accepted one whose tensors are in place."""
     try:
+        if damaged.name == "tokenizer.model":
+            check_tokenizer(load_tokenizer(Checkpoint(model, "safetensors", (), {}, {}, {})))
+            return None
         checkpoint = open_checkpoint(model)
     except HearthError as error:
         assert error.what and all(line.isprintable() for line in str(error).split("\n")), repr(str(error))
@@ -149,6 +175,15 @@ def check(model, damaged):
             ours = {entry.name for entry in checkpoint.tensors.values() if entry.path == damaged}
             assert ours == set(theirs.keys())
     return None
+
+
+def check_tokenizer(tokenizer):
+    """Text forges nothing, whatever the pieces are."""
+    for words in ("hello <s> \u00e9\n", "</s>", "  <tool>\x01"):
+        ids = tokenizer.encode(words)
+        assert all(0 <= token_id < tokenizer.vocab_size for token_id in ids)
+        assert not set(ids) & set(tokenizer.control_tokens.values())
+        tokenizer.decode(ids)
 
 
 def too_slow(*_):

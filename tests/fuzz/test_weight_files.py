@@ -1,4 +1,4 @@
-"""A short run of the weight file fuzzer; `fuzz_weight_files.py` runs for as long as asked."""
+"""A short run of the fuzzer of models' files; `fuzz_weight_files.py` runs for as long as asked."""
 
 import json
 import subprocess

@@ -15,15 +15,9 @@ CORPUS = [text for text in corpus() if "\x00" not in text]
 CORPUS += [before + "<tool>" + after for before in ("", "a", " a ", "  ") for after in ("", "b", " b", "  b ")
            if before + after]
 SETTINGS = {
-    "bpe": {},
-    "bpe_no_bytes": {"byte_fallback": False},
-    "bpe_no_prefix": {"add_dummy_prefix": False, "user_defined_symbols": ("\u2581\u2581", "\u2581\u2581\u2581",
-                                                                         "<tool>", "\t\t")},
-    "bpe_less_spaces": {"remove_extra_whitespaces": True, "user_defined_symbols": ()},
-    "unigram": {"model_type": "unigram", "vocab_size": 800},
-    "unigram_no_bytes": {"model_type": "unigram", "vocab_size": 500, "byte_fallback": False},
-    "unigram_less_spaces": {"model_type": "unigram", "vocab_size": 800, "remove_extra_whitespaces": True,
-                            "user_defined_symbols": ()},
+    "prefix": {},
+    "no_prefix": {"add_dummy_prefix": False, "user_defined_symbols": ("\u2581\u2581", "\u2581\u2581\u2581",
+                                                                     "<tool>", "\t\t")},
 }
 
 
@@ -84,7 +78,8 @@ def test_each_stretch_between_control_tokens_is_encoded_as_a_text(tmp_path):
 ADDED = {"<|im_start|>": 1500, "<|im_end|>": 1501, "<extra>": 1502}
 DECODER = {"0": {"content": "<unk>", "special": True}, "1": {"content": "<s>", "special": True},
            "2": {"content": "</s>", "special": True}, "1500": {"content": "<|im_start|>", "special": True},
-           "1501": {"content": "<|im_end|>", "special": True}, "1502": {"content": "<extra>", "special": False}}
+           "1501": {"content": "<|im_end|>", "special": True},
+           "1502": {"content": "<extra>", "special": False}}
 
 
 @pytest.mark.parametrize("legacy", [True, False])
@@ -117,7 +112,7 @@ def test_added_tokens_of_a_file_of_their_own_are_known(tmp_path):
 
 
 def test_user_text_cannot_write_control_tokens_or_bytes(tmp_path):
-    for name in ("bpe", "unigram"):
+    for name in SETTINGS:
         ours = load(tmp_path, train_sentencepiece(**SETTINGS[name]))
         for text in ("<s>", "a</s>b", "<unk>", "<s></s><s>", "<0x41>", "<0x0A><0xFF>"):
             ids = ours.encode(text)
@@ -138,7 +133,10 @@ def test_tokenizer_json_and_tekken_go_before_it_and_mistrals_numbered_file_after
 
 
 @pytest.mark.parametrize(("change", "problem"), [
+    (lambda proto: setattr(proto.trainer_spec, "model_type", 1), "kind `unigram`"),
     (lambda proto: setattr(proto.trainer_spec, "model_type", 3), "kind `word`"),
+    (lambda proto: setattr(proto.trainer_spec, "byte_fallback", False), "no pieces for bytes"),
+    (lambda proto: setattr(proto.normalizer_spec, "remove_extra_whitespaces", True), "removes spaces"),
     (lambda proto: setattr(proto.trainer_spec, "model_type", 4), "kind `char`"),
     (lambda proto: setattr(proto.trainer_spec, "treat_whitespace_as_suffix", True), "spaces behind words"),
     (lambda proto: setattr(proto.normalizer_spec, "escape_whitespaces", False), "U+2581"),
@@ -173,13 +171,15 @@ def test_a_broken_file_is_refused(change, problem, tmp_path):
 
 
 @pytest.mark.parametrize(("files", "problem"), [
-    ({"added_tokens": {"<x>": 1501}}, "1 tokens are added to 1500 pieces, and the last of them has the id 1501"),
+    ({"added_tokens": {"<x>": 1501}},
+     "1 tokens are added to 1500 pieces, and the last of them has the id 1501"),
     ({"added_tokens": {"<x>": "1500"}}, "with the id `1500`"),
     ({"added_tokens": {"<x>": 7}}, "the id 7 is `<x>` in one"),
     ({"added_tokens": {"<s>": 1500}}, "the token `<s>` has the ids 1500 and 1"),
     ({"tokenizer_config": {"added_tokens_decoder": {"1500": {"content": 5}}}}, "an added token is `5`"),
     ({"tokenizer_config": {"added_tokens_decoder": {"x": {"content": "<x>"}}}}, "with the id `x`"),
-    ({"added_tokens": {"<x>": 1500}, "tokenizer_config": {"added_tokens_decoder": {"1501": {"content": "<x>"}}}},
+    ({"added_tokens": {"<x>": 1500},
+      "tokenizer_config": {"added_tokens_decoder": {"1501": {"content": "<x>"}}}},
      "two ids"),
 ])
 def test_files_that_do_not_agree_are_refused(files, problem, tmp_path):

@@ -17,7 +17,8 @@ MAX_TOKENIZER_BYTES = 64 << 20
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
 _MAX_NAMED_TEMPLATES = 32
-_MISTRAL_VERSIONS = (7, 3, 2, 1)
+TOKENIZER_MODELS = ("tokenizer.model", *(f"tokenizer.model.v{version}" for version in (7, 3, 2, 1)))
+"""Names of SentencePiece's file, the first of them in use; Mistral numbers its own."""
 
 
 def read_config(checkpoint: Checkpoint, name: str) -> Mapping[str, Any]:
@@ -49,12 +50,11 @@ def find_tekken(checkpoint: Checkpoint) -> Path | None:
 def find_tokenizer_model(checkpoint: Checkpoint) -> Path | None:
     """Return the path of SentencePiece's file where that is the folder's tokenizer.
 
-    tokenizer.json and tekken.json go before it, and tokenizer.model before Mistral's numbered ones.
+    tokenizer.json and tekken.json go before it.
     """
     if any((checkpoint.path / name).is_file() for name in ("tokenizer.json", "tekken.json")):
         return None
-    names = ["tokenizer.model", *(f"tokenizer.model.v{version}" for version in _MISTRAL_VERSIONS)]
-    return next((path for name in names if (path := checkpoint.path / name).is_file()), None)
+    return next((path for name in TOKENIZER_MODELS if (path := checkpoint.path / name).is_file()), None)
 
 
 def find_templates(checkpoint: Checkpoint) -> dict[str, str]:

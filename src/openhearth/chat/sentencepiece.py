@@ -1,11 +1,11 @@
 """A tokenizer from SentencePiece's pieces, whether a `tokenizer.model` or a GGUF file lists them.
 
-What a piece is, how BPE and Unigram choose pieces, and what spaces become: sentencepiece 0.2.1
-(`normalizer.cc`, `bpe_model.cc`, `unigram_model.cc`). The order of merges: transformers 5.23.
+What a piece is, how BPE chooses pieces, and what spaces become: sentencepiece 0.2.1 (`normalizer.cc`,
+`bpe_model.cc`). The order of merges: transformers 5.23.
 
 Does not: replace characters before encoding (`precompiled_charsmap`): the `tokenizers` library does that by
 grapheme and so gives other ids than sentencepiece. It is refused by name, as kinds and settings are that
-no known model uses.
+no decoder known here uses.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Pieces:
     """A vocabulary of SentencePiece.
 
     tokens, types: by id; ids: token -> id. unknown: the token for what has no piece. bad: the error for what
-    is wrong with the file. Example: ``Pieces(["<unk>", "a"], [UNKNOWN, NORMAL], {"<unk>": 0, "a": 1}, "<unk>",
-    "text", bad)``.
+    is wrong with the file.
+    Example: ``Pieces(["<unk>", "a"], [UNKNOWN, NORMAL], {"<unk>": 0, "a": 1}, "<unk>", "text", bad)``.
     """
 
     tokens: Sequence[str]
@@ -57,7 +57,6 @@ class Pieces:
     unknown: str | None
     prefix: Prefix
     bad: Callable[[str], BadFile]
-    removes_extra_spaces: bool = False
 
     def of_type(self, *types: TokenType) -> list[str]:
         """Return the tokens of these types, by id."""
@@ -76,7 +75,9 @@ def read_pieces(model: SentencePieceModel, *, prefix: Prefix) -> Pieces:
 
     types = [TokenType(value) for value in model.types]
     wrong = {
-        f"is of the kind `{model.kind}`": model.kind not in ("bpe", "unigram"),
+        f"is of the kind `{model.kind}`": model.kind != "bpe",
+        "has no pieces for bytes, so that it loses characters it does not know": not model.has_byte_fallback,
+        "removes spaces": model.removes_extra_spaces,
         f"replaces characters by the rule {quoted(model.normalization)}": model.has_charsmap,
         "replaces characters in decoded text": model.has_denormalizer,
         "does not write spaces as U+2581": not model.escapes_spaces,
@@ -86,18 +87,16 @@ def read_pieces(model: SentencePieceModel, *, prefix: Prefix) -> Pieces:
     for what, is_so in wrong.items():
         if is_so:
             raise Unsupported(f"{quoted(model.path)} {what}",
-                              why="read are SentencePiece models of the kinds bpe and unigram, without a "
-                                  "normalisation of characters",
+                              why="read are SentencePiece models of the kind bpe that keep every character",
                               hint="use a folder of the model with its tokenizer.json, or a GGUF file of it")
     unknown = [token for token, kind in zip(model.pieces, types, strict=True) if kind is TokenType.UNKNOWN]
     if len(unknown) != 1:
         raise bad(f"it has {len(unknown)} unknown pieces, expected 1")
     ids = {token: token_id for token_id, token in enumerate(model.pieces)}
     missing = sum(_BYTE % byte not in ids for byte in range(256))
-    if model.has_byte_fallback and missing:
+    if missing:
         raise bad(f"{missing} of the 256 byte pieces are missing")
-    return Pieces(model.pieces, types, ids, unknown[0], prefix if model.adds_dummy_prefix else "none", bad,
-                  removes_extra_spaces=model.removes_extra_spaces)
+    return Pieces(model.pieces, types, ids, unknown[0], prefix if model.adds_dummy_prefix else "none", bad)
 
 
 def build_bpe(pieces: Pieces, merges: Sequence[tuple[str, str]]) -> Tokenizer:
@@ -109,27 +108,6 @@ def build_bpe(pieces: Pieces, merges: Sequence[tuple[str, str]]) -> Tokenizer:
     except Exception as error:  # the library raises plain Exception for a merge outside the vocabulary
         raise pieces.bad(f"the merges do not fit the vocabulary: {str(error)[:200]}") from error
     return _around(pieces, Tokenizer(model))
-
-
-def build_unigram(pieces: Pieces, scores: Sequence[float]) -> Tokenizer:
-    """Return the backend of a Unigram vocabulary, without control and user-defined tokens. Raises: BadFile."""
-    vocabulary = list(zip(pieces.tokens, scores, strict=True))
-    try:
-        model = models.Unigram(vocabulary, unk_id=pieces.ids[pieces.unknown],
-                               byte_fallback=TokenType.BYTE in pieces.types)
-    except Exception as error:  # the library raises plain Exception
-        raise pieces.bad(str(error)[:200]) from error
-    built = _around(pieces, Tokenizer(model))
-    # The library's lattice knows no types: text that spells a piece which only sentencepiece itself may
-    # choose is cut behind its first character.
-    spelled = pieces.of_type(TokenType.CONTROL, TokenType.UNKNOWN, TokenType.BYTE)
-    cut = Regex("|".join(f"{re.escape(token[0])}(?={re.escape(token[1:])})"
-                         for token in spelled if len(token) > 1))
-    steps = [pre_tokenizers.Split(cut, "merged_with_previous")]
-    if built.pre_tokenizer is not None:
-        steps.insert(0, built.pre_tokenizer)
-    built.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    return built
 
 
 def merges_from_scores(pieces: Pieces, scores: Sequence[float]) -> list[tuple[str, str]]:
@@ -165,16 +143,12 @@ def added_tokens(pieces: Pieces, special: Sequence[str]) -> dict[str, AddedToken
 
 def _around(pieces: Pieces, built: Tokenizer) -> Tokenizer:
     """Set what becomes of spaces, and how tokens become text again."""
-    steps: list[normalizers.Normalizer] = []
-    if pieces.removes_extra_spaces:
-        steps = [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if pieces.prefix == "text":
         built.pre_tokenizer = pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False)
     else:
+        steps = [normalizers.Replace(" ", SPACE)]
         if pieces.prefix == "stretch":
-            steps.append(_prepended(pieces.of_type(TokenType.USER_DEFINED)))
-        steps.append(normalizers.Replace(" ", SPACE))
-    if steps:
+            steps.insert(0, _prepended(pieces.of_type(TokenType.USER_DEFINED)))
         built.normalizer = normalizers.Sequence(steps)
     back = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     built.decoder = decoders.Sequence(back if pieces.prefix == "none" else [*back, decoders.Strip(" ", 1, 0)])

@@ -21,7 +21,6 @@ from openhearth.chat.sentencepiece import (
     TokenType,
     added_tokens,
     build_bpe,
-    build_unigram,
     merges_from_scores,
     read_pieces,
 )
@@ -41,10 +40,7 @@ def build_sentencepiece(path: Path, config: Mapping[str, Any], added: Mapping[st
     """
     model = read_sentencepiece(path)
     pieces = read_pieces(model, prefix="text" if config.get("legacy") is False else "stretch")
-    if model.kind == "unigram":
-        built = build_unigram(pieces, model.scores)
-    else:
-        built = build_bpe(pieces, merges_from_scores(pieces, model.scores))
+    built = build_bpe(pieces, merges_from_scores(pieces, model.scores))
     special = pieces.of_type(TokenType.CONTROL, TokenType.UNKNOWN)
     tokens = {pieces.ids[token]: entry for token, entry in added_tokens(pieces, special).items()}
     for token_id, entry in _declared(path.parent, pieces, config, added).items():
@@ -78,13 +74,14 @@ def _declared(folder: Path, pieces: Pieces, config: Mapping[str, Any], added: Ma
             raise _disagree(folder, f"the id {token_id} is {quoted(token)} in one and "
                                     f"{quoted(pieces.tokens[token_id])} in the other")
         if token_id >= len(pieces.tokens) and token in pieces.ids:
-            raise _disagree(folder, f"the token {quoted(token)} has the ids {token_id} and {pieces.ids[token]}")
+            raise _disagree(folder, f"the token {quoted(token)} has the ids {token_id} and "
+                                    f"{pieces.ids[token]}")
         found[token_id] = AddedToken(token, special=bool(entry.get("special", False)), normalized=False,
                                      **{flag: bool(entry.get(flag, False)) for flag in _FLAGS})
     beyond = sorted(token_id for token_id in found if token_id >= len(pieces.tokens))
     if beyond and beyond[-1] - len(pieces.tokens) >= len(beyond):
-        raise _disagree(folder, f"{len(beyond)} tokens are added to {len(pieces.tokens)} pieces, and the last "
-                                f"of them has the id {beyond[-1]}")
+        raise _disagree(folder, f"{len(beyond)} tokens are added to {len(pieces.tokens)} pieces, and the "
+                                f"last of them has the id {beyond[-1]}")
     if len({entry.content for entry in found.values()}) != len(found):
         raise _disagree(folder, "an added token has two ids")
     return found

@@ -83,6 +83,7 @@ def _tokenizer(checkpoint: Checkpoint) -> str | None:
     if checkpoint.format == "gguf":
         kind = checkpoint.metadata.get("tokenizer.ggml.model")
         return f"{_GGUF_TOKENIZERS.get(kind, kind)} (in the GGUF file)" if isinstance(kind, str) else None
+    from openhearth.chat.files import TOKENIZER_MODELS
     from openhearth.formats.json_files import read_json_object
 
     path = checkpoint.path / "tokenizer.json"
@@ -92,7 +93,8 @@ def _tokenizer(checkpoint: Checkpoint) -> str | None:
         return f"{kind or 'unknown kind'} (tokenizer.json)"
     if (checkpoint.path / "tekken.json").is_file():
         return "BPE (tekken.json)"
-    return "SentencePiece (tokenizer.model)" if (checkpoint.path / "tokenizer.model").is_file() else None
+    found = next((name for name in TOKENIZER_MODELS if (checkpoint.path / name).is_file()), None)
+    return f"SentencePiece ({found})" if found else None
 
 
 def _licence(checkpoint: Checkpoint) -> str | None:

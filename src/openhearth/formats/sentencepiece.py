@@ -147,9 +147,11 @@ class _Message:
             elif wire in (_FIXED32, _FIXED64):
                 num_bytes = 4 if wire == _FIXED32 else 8
             else:
-                raise self.broken(f"field {number} at byte {pos} has wire type {wire}; 0, 1, 2 and 5 are known")
+                raise self.broken(f"field {number} at byte {pos} has wire type {wire}; "
+                                  "0, 1, 2 and 5 are known")
             if num_bytes > end - pos:
-                raise self.broken(f"field {number} needs {num_bytes} bytes at byte {pos}, there are {end - pos}")
+                raise self.broken(f"field {number} needs {num_bytes} bytes at byte {pos}, "
+                                  f"there are {end - pos}")
             yield number, wire, (pos, pos + num_bytes)
             pos += num_bytes
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from openhearth import chat
+from openhearth.chat.files import TOKENIZER_MODELS
 from openhearth.models import Adapter, find_architecture
 from openhearth.models.adapter_files import write_adapter
 from openhearth.models.tensor_files import write_tensors
@@ -23,9 +24,8 @@ from openhearth.tune.weights import adapter_weights
 if TYPE_CHECKING:
     from openhearth.tune.methods.records import Job
 
-_COPIED = ("generation_config.json", "tokenizer.json", "tekken.json", "tokenizer.model",
-           "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json",
-           "chat_template.jinja")
+_COPIED = ("generation_config.json", "tokenizer.json", "tekken.json", *TOKENIZER_MODELS, "added_tokens.json",
+           "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def write_output(folder: Path, job: Job, model: nn.Module, adapter: Adapter | None) -> None:
