@@ -56,12 +56,13 @@ def results_pages(found: dict[str, dict[str, Any]]) -> dict[str, str]:
     sections, pages = [RESULTS_HEAD], {}
     if "learning" in found:
         sections += [LEARNING_HEAD, _learning_table(found["learning"]["rows"])]
-    if "sft_curve" in found:
-        record = found["sft_curve"]
+    curves = [found[name] for name in CURVES if name in found]
+    if curves:
         pages["results-sft.svg"] = line_chart(
-            f"Loss of each step, mean of {SMOOTHED}", "step",
-            {name: _smooth(curve["losses"]) for name, curve in record["curves"].items()})
-        sections += [_curve_text(record), "![Loss by step, here and in TRL](results-sft.svg)"]
+            f"Loss of each step in {_dtype(curves[0])}, mean of {SMOOTHED}", "step",
+            {name: _smooth(curve["losses"]) for name, curve in curves[0]["curves"].items()})
+        sections += [_curve_head(curves[0]), *map(_curve_text, curves),
+                     "![Loss by step, here and in TRL](results-sft.svg)"]
     served = [found[name] for name in SERVED if name in found]
     if served:
         sections += [CLIENTS_HEAD.format(**{name: served[0][name] for name in ("peer", "model", "cores")}),
@@ -87,15 +88,24 @@ def _learning_table(rows: list[dict[str, Any]]) -> str:
                    "completions", "time"], lines)
 
 
+def _dtype(record: dict[str, Any]) -> str:
+    return record["settings"].get("dtype", "bfloat16")
+
+
+def _curve_head(record: dict[str, Any]) -> str:
+    settings = record["settings"]
+    return CURVE_HEAD.format(
+        trl=record["versions"]["trl"], steps=settings["steps"], batch_size=settings["batch_size"],
+        tokens=f"{settings['tokens']:,}", rank=settings["rank"], rate=settings["learning_rate"],
+        held_out=settings["held_out"])
+
+
 def _curve_text(record: dict[str, Any]) -> str:
-    settings, apart, versions = record["settings"], record["apart"], record["versions"]
+    apart = record["apart"]
     lines = [[name, f"{curve['before']:.4f}", f"{curve['after']:.4f}"]
              for name, curve in record["curves"].items()]
-    about = CURVE_HEAD.format(
-        trl=versions["trl"], steps=settings["steps"], batch_size=settings["batch_size"],
-        tokens=f"{settings['tokens']:,}", rank=settings["rank"], rate=settings["learning_rate"],
-        held_out=settings["held_out"], ours=f"{apart['openhearth and TRL']:.4f}",
-        theirs=f"{apart['TRL and TRL']:.4f}")
+    about = CURVE.format(dtype=_dtype(record), ours=f"{apart['openhearth and TRL']:.4f}",
+                         theirs=f"{apart['TRL and TRL']:.4f}")
     return f"{about}\n{_table(['', 'held-out loss before', 'after'], lines)}"
 
 
@@ -375,10 +385,12 @@ CURVE_HEAD = """\
 
 The same LoRA fine-tuning here and in TRL {trl} (`bench/peers/learning.py`): GSM8K's training split, {steps}
 steps of {batch_size} samples ({tokens} tokens), rank {rank}, learning rate {rate}, the same token ids in the
-same order, bfloat16; only the adapter's first numbers are drawn differently. Step by step the curve here is
-{ours} from TRL's on average; TRL's own two seeds are {theirs} apart. Held-out loss is that of the answers of
-{held_out} test problems.
+same order; only the adapter's first numbers are drawn differently. Held-out loss is that of the answers of
+{held_out} test problems."""
+CURVE = """\
+With {dtype} the curve here is {ours} from TRL's at a step, on average; TRL's two seeds are {theirs} apart.
 """
+CURVES = ("sft_curve_float32", "sft_curve")
 CLIENTS_HEAD = """\
 ## Many clients at once
 

@@ -135,22 +135,29 @@ DEEPSEEK_V3 = (
     r"[!-/:-@\[-`{-~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CASED = r"[\p{Lu}\p{Ll}\p{Lt}]"
-DEEPSEEK = {
+UPPER, LOWER = (rf"(?:(?!\p{{Han}})[{first}\p{{Lm}}\p{{Lo}}\p{{M}}])"
+                for first in (r"\p{Lu}\p{Lt}", r"\p{Ll}"))
+CONTRACTION = "(?i:'(?:s|t|re|ve|m|ll|d))?"
+KIMI_K2 = (
+    rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?(?:{UPPER}*{LOWER}+{CONTRACTION}|{UPPER}+{LOWER}*{CONTRACTION})"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SECOND = {
     "deepseek-v3": [r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u30ff]+", DEEPSEEK_V3],
     "deepseek-coder": [r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u0800-\u9fa5\uac00-\ud7ff]+", r"\p{N}"],
+    "kimi-k2": [KIMI_K2],
 }
 
 
-@pytest.mark.parametrize("pre", sorted(DEEPSEEK))
-def test_deepseek_cuts_are_those_of_a_second_regex_engine(pre):
+@pytest.mark.parametrize("pre", sorted(SECOND))
+def test_cuts_are_those_of_a_second_regex_engine(pre):
     import regex
 
     from openhearth.chat.pre_tokenizers import find_pre_tokenizer
 
     def pieces(text):
         parts = [text]
-        for pattern in DEEPSEEK[pre]:
+        for pattern in SECOND[pre]:
             parts = [piece for part in parts for piece in regex.split(f"({pattern})", part) if piece]
         return parts
 
@@ -159,6 +166,16 @@ def test_deepseek_cuts_are_those_of_a_second_regex_engine(pre):
         # Characters that Unicode added lately are letters for one engine only.
         if regex.search(r"\p{Cn}|[\U0001e000-\U0001ffff\U00010500-\U00013fff]", text) is None:
             assert [text[a:b] for _, (a, b) in cut.pre_tokenize_str(text)] == pieces(text), repr(text)
+
+
+def test_kimi_cuts_han_from_other_letters():
+    from openhearth.chat.pre_tokenizers import find_pre_tokenizer
+
+    cut = find_pre_tokenizer("kimi-k2").pre_tokenizer()
+    texts = (("\u4e2d\u6587English\u6df7\u5408", [(0, 2), (2, 9), (9, 11)]),
+             ("\u5317\u4eac\u5e02 Pascal's 12345", [(0, 3), (3, 12), (12, 13), (13, 16), (16, 18)]))
+    for text, pieces in texts:
+        assert [place for _, place in cut.pre_tokenize_str(text)] == pieces
 
 
 def test_deepseek_llm_cuts_words_punctuation_han_and_digits():

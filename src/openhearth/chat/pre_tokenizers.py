@@ -76,6 +76,11 @@ _QWEN35 = (
 )
 _TEKKEN = rf"{_LOWER_WORD}|{_UPPER_WORD}|\p{{N}}|{_TAIL_SLASH}"
 _GPT4O = rf"{_LOWER_WORD}{_CONTRACTION}?|{_UPPER_WORD}{_CONTRACTION}?|\p{{N}}{{1,3}}|{_TAIL_SLASH}"
+_UPPER_HERE, _LOWER_HERE = (rf"{kind[:-1]}&&[^\p{{Han}}]]" for kind in (_UPPER, _LOWER))
+_KIMI_K2 = (
+    rf"\p{{Han}}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_HERE}*{_LOWER_HERE}+{_CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_HERE}+{_LOWER_HERE}*{_CONTRACTION}?|\p{{N}}{{1,3}}|{_TAIL}"
+)
 _DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
@@ -130,6 +135,7 @@ PRE_TOKENIZERS = {
     "deepseek-coder": PreTokenizer(("[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, r"\p{N}")),
     "deepseek-v3": _DEEPSEEK_V3_FAMILY,
     "hunyuan-dense": _DEEPSEEK_V3_FAMILY,
+    "kimi-k2": PreTokenizer((_KIMI_K2,), ignores_merges=True),
 }
 
 
