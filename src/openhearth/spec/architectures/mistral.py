@@ -1,9 +1,8 @@
 """Mistral, Ministral, Ministral 3 and Mixtral.
 
 Read as in transformers 5.23 (`MistralConfig`, `MinistralConfig`, `Ministral3Config`, `MixtralConfig`); GGUF
-keys as llama.cpp's converter writes them (`Mistral3Model`).
-
-Does not: read the text half of a `mistral3` checkpoint, which holds images' weights besides.
+keys as llama.cpp's converter writes them (`Mistral3Model`). What a `mistral3` folder holds besides text is
+left out by `spec/text_part.py`.
 """
 
 from __future__ import annotations
