@@ -179,6 +179,7 @@ def _read_yarn(rope: Fields, context_ratio: float) -> dict:
         if rope.has(key):
             settings[key] = rope.number(key, 0.0, 1e6)
     if rope.has("attn_factor"):
+        rope.require({"mscale": (0,), "mscale_all_dim": (0,)})  # what it would multiply then, nobody has said
         own = settings.get("attention_factor", yarn_factor(settings["factor"]))
         settings["attention_factor"] = own * rope.number("attn_factor", 0.0, 1e6)
     return settings

@@ -35,7 +35,8 @@ def spec_of(name):
 def test_a_folder_with_the_whole_configuration_is_opened_and_read(name, tmp_path):
     """With every key that publishers and trainers leave in the file, not only those of the shape.
 
-    `whole_configs.json`, entered by hand; the long factors of Phi-4-mini stand for others.
+    `whole_configs.json`, entered by hand without a hub to fetch from; the long factors of Phi-4-mini stand
+    for others.
     """
     (tmp_path / "config.json").write_text(json.dumps(WHOLE[name]))
     save_file({"model.norm.weight": torch.ones(8)}, tmp_path / "model.safetensors")
@@ -55,6 +56,9 @@ def test_the_r1_distil_of_qwen3_does_not_scale_its_angles():
     linear = {**config, "rope_scaling": {"rope_type": "linear", "factor": 4.0, "attn_factor": 0.9}}
     with pytest.raises(Unsupported, match="`attn_factor`"):
         read_spec(Checkpoint(Path("r1"), "safetensors", (), {}, linear, {}))
+    both = {**config, "rope_scaling": {**config["rope_scaling"], "mscale": 0.7}}
+    with pytest.raises(Unsupported, match="`mscale`"):
+        read_spec(Checkpoint(Path("r1"), "safetensors", (), {}, both, {}))
 
 
 @pytest.mark.parametrize("name", MODELS)
