@@ -1,4 +1,7 @@
-"""Change one store without end, to be killed at any moment: ``python store_churn.py HOME SEED``."""
+"""Change one store without end, to be killed at any moment: ``python store_churn.py HOME SEED``.
+
+Prints ``committed`` once, after the first model it finished.
+"""
 
 import hashlib
 import random
@@ -27,13 +30,15 @@ def put(store: Store, rng: random.Random, name: str) -> None:
 
 
 def main(home: str, seed: str) -> None:
-    store, rng = Store(Path(home)), random.Random(seed)
-    print("started", flush=True)
+    store, rng, reported = Store(Path(home)), random.Random(seed), False
     while True:
         name, action = f"model{rng.randrange(4)}", rng.random()
         try:
             if action < 0.7:
                 put(store, rng, name)
+                if not reported:
+                    print("committed", flush=True)
+                    reported = True
             elif action < 0.97:
                 store.remove([name])
             else:

@@ -50,7 +50,7 @@ def test_a_store_survives_sigkill_of_three_writers_again_and_again(tmp_path, see
     for _ in range(4):
         running = [churn(store.home, rng.random()) for _ in range(3)]
         for process in running:
-            assert process.stdout.readline() == "started\n"
+            assert process.stdout.readline() == "committed\n"
         for process in running:
             time.sleep(rng.uniform(0.02, 0.25))
             process.send_signal(signal.SIGKILL)
@@ -58,7 +58,6 @@ def test_a_store_survives_sigkill_of_three_writers_again_and_again(tmp_path, see
         for process in running:
             process.stdout.close()
         check(store)
-    assert store.names(), "the writers did nothing"
     remove_leftovers(store)
     check(store)
     assert not [path for path in store.models.iterdir() if path.name.startswith(".")]
@@ -73,14 +72,14 @@ def test_readers_meet_whole_models_while_writers_work(tmp_path):
     store = Store(tmp_path / "home")
     writers = [churn(store.home, seed) for seed in "ab"]
     try:
-        num_seen, stop = 0, time.monotonic() + 2
-        while time.monotonic() < stop:
+        num_seen, deadline = 0, time.monotonic() + 120
+        while num_seen < 2000:
+            assert time.monotonic() < deadline, f"only {num_seen} models were seen in 120 s"
             for name in store.names():
                 manifest = store.read(name)
                 if manifest is not None:
                     num_seen += 1
                     assert set(manifest.weights) == {"a.gguf"}
-        assert num_seen > 20
         assert [writer.poll() for writer in writers] == [None, None]
     finally:
         for writer in writers:
