@@ -130,7 +130,7 @@ def test_ctrl_c_keeps_what_is_done_and_resume_gives_the_uninterrupted_bytes(tmp_
                                env=environment(home), text=True, stderr=subprocess.PIPE,
                                stdout=subprocess.PIPE)
     partial = tmp_path / "cut" / "samples.partial.jsonl"
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 240
     while not (partial.exists() and partial.stat().st_size > 20_000):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.01)

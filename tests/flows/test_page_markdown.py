@@ -118,7 +118,7 @@ def visit():
         server = Server(Starlette(routes=page_routes([], needs_key=True)), drain_s=1, on_ready=is_ready.set)
         thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
         thread.start()
-        assert is_ready.wait(20)
+        assert is_ready.wait(120)
         one = Visit(browser, address_of(bound))
         one.open()
         yield one

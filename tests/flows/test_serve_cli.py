@@ -23,7 +23,7 @@ def test_a_signal_ends_a_server_after_what_it_is_answering(tiny_folder, tmp_path
         server.process.send_signal(signal.SIGTERM)
         text += "".join(events)
     assert text.endswith("data: [DONE]\n\n")
-    assert server.process.wait(60) == 0
+    assert server.process.wait(120) == 0
     server._reader.join()
     assert server.process.stdout.read() == ""
     record = json.loads(server.lines[-1])

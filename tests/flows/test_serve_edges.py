@@ -46,7 +46,7 @@ def connect(server, **settings):
     connection = socket.socket()
     for name, value in settings.items():
         connection.setsockopt(socket.SOL_SOCKET, getattr(socket, name), value)
-    connection.settimeout(10)
+    connection.settimeout(60)
     connection.connect((host, port))
     return connection
 
@@ -58,14 +58,14 @@ def request_of(value, path=CHAT, extra=b""):
 
 
 def read_to_end(connection):
-    """Return what comes until the other side closes, and after how many seconds it did."""
-    started, found = time.monotonic(), b""
+    """Return what comes until the other side closes."""
+    found = b""
     try:
         while part := connection.recv(65536):
             found += part
     except ConnectionResetError:
         pass
-    return found, time.monotonic() - started
+    return found
 
 
 def drip(connection, part, seconds):
@@ -82,10 +82,11 @@ def drip(connection, part, seconds):
 
 @pytest.mark.parametrize("first", [b"", b"G", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: b\r\n"])
 def test_a_connection_that_brings_no_whole_head_is_closed(hasty, first):
+    started = time.monotonic()
     with connect(hasty) as connection:
         connection.sendall(first)
-        found, seconds = read_to_end(connection)
-    assert found == b"" and 0.3 < seconds < 10
+        found = read_to_end(connection)
+    assert found == b"" and 0.3 < time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("first", [b"GET / HTTP/1.1\r\nHost: localhost\r\n",
@@ -93,21 +94,21 @@ def test_a_connection_that_brings_no_whole_head_is_closed(hasty, first):
 def test_a_head_that_drips_is_not_waited_for(hasty, first):
     with connect(hasty) as connection:
         connection.sendall(first)
-        assert drip(connection, b"X-A: b\r\n", 20) < 15
+        assert drip(connection, b"X-A: b\r\n", 120) < 60
 
 
 def test_a_body_that_drips_ends_the_connection_with_its_refusal(hasty):
     with connect(hasty) as connection:
         connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
                            b"Content-Length: 5000\r\n\r\n{")
-        assert drip(connection, b" ", 20) < 15
+        assert drip(connection, b" ", 120) < 60
         assert connection.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_body_that_nobody_waits_for_is_not_read_for_ever(hasty):
     with connect(hasty) as connection:
         connection.sendall(b"POST /nothing HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 500000\r\n\r\n")
-        assert drip(connection, b" ", 20) < 15
+        assert drip(connection, b" ", 120) < 60
         assert connection.recv(100).startswith(b"HTTP/1.1 403 ")
 
 
@@ -118,7 +119,7 @@ def test_a_client_that_does_not_read_is_let_go_and_its_pages_are_free(hasty):
         assert connection.recv(20).startswith(b"HTTP/1.1 200 ")
         hasty.wait_idle()
         assert hasty.engine.stats().num_drawn_tokens - before < 16 * 8000 / 2
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while not hasty.log or not hasty.log[-1].get("client_left"):
             assert time.monotonic() < deadline, hasty.log[-1]
             time.sleep(0.05)
@@ -164,7 +165,7 @@ def test_what_is_no_http_is_refused_and_nothing_breaks(hasty, head):
     with connect(hasty) as connection:
         with contextlib.suppress(OSError):
             connection.sendall(head + b"\r\n\r\n")
-        found, _ = read_to_end(connection)
+        found = read_to_end(connection)
     assert not found or found.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 403 ")), found
     assert httpx.get(hasty.url + "/health").status_code == 200
 
@@ -176,7 +177,7 @@ def test_nothing_that_a_client_sends_begins_a_line_of_a_header_or_of_the_log(has
         with connect(hasty) as connection:
             connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n".encode()
                                + b"x-request-id: " + given + b"\r\n\r\n")
-            found, _ = read_to_end(connection)
+            found = read_to_end(connection)
         head = found.partition(b"\r\n\r\n")[0]
         assert b"set-cookie" not in head.lower() and given not in head
     reply = httpx.post(hasty.url + CHAT, json=body(model=forged, user=forged))

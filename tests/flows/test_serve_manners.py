@@ -73,7 +73,7 @@ def test_a_client_that_leaves_while_it_waits_frees_its_pages(slow):
         httpx.post(slow.url + CHAT, json=never_ending(), timeout=httpx.Timeout(20, read=0.5))
     slow.wait_idle()
     assert drawn(slow) - before < LONG
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not slow.log[-1].get("client_left"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -177,7 +177,7 @@ def test_health_readiness_and_request_ids(slow):
 
 def test_the_log_has_counts_and_no_words(slow):
     reply = httpx.post(slow.url + CHAT, json=body(), params={"q": "secret"})
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while not (found := [line for line in slow.log if line["request_id"] == reply.headers["x-request-id"]]):
         assert time.monotonic() < deadline
     usage = reply.json()["usage"]

@@ -62,7 +62,7 @@ class Visit:
 
     def wait(self, expression, argument=None):
         """Wait until an expression is true. The page's policy forbids the driver's own way, `eval`."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not self.page.evaluate(expression, argument):
             assert time.monotonic() < deadline, expression
             self.page.wait_for_timeout(20)

@@ -34,6 +34,6 @@ class Process:
     def end(self, number):
         """Send a signal and return the exit code."""
         self.process.send_signal(number)
-        code = self.process.wait(60)
+        code = self.process.wait(120)
         self._reader.join()
         return code

@@ -38,7 +38,7 @@ class Running:
         with ThreadPoolExecutor(1) as other:  # whatever loop the caller's thread has
             return other.submit(asyncio.run, self.served.thread.run(command)).result()
 
-    def wait_idle(self, timeout_s=20.0):
+    def wait_idle(self, timeout_s=120.0):
         """Wait until nothing is open, then check the account of pages."""
         deadline = time.monotonic() + timeout_s
         while self.on_engine(lambda engine: engine.has_work):
@@ -49,14 +49,14 @@ class Running:
         assert (stats.num_used_pages, stats.num_running, stats.num_waiting) == (0, 0, 0), stats
         assert stats.num_free_pages + stats.num_cached_pages == stats.num_pages
 
-    def wait_logged(self, num_lines, timeout_s=20.0):
+    def wait_logged(self, num_lines, timeout_s=120.0):
         """Wait until the access log has that many lines; each follows its answer."""
         deadline = time.monotonic() + timeout_s
         while len(self.log) < num_lines:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.01)
 
-    def wait_line(self, since=0, timeout_s=20.0, **wanted):
+    def wait_line(self, since=0, timeout_s=120.0, **wanted):
         """Wait until a line of the access log from `since` on has these values."""
         deadline = time.monotonic() + timeout_s
         while not any(wanted.items() <= line.items() for line in self.log[since:]):
@@ -132,7 +132,7 @@ def serving_app(app, *, tls=None, patience=Patience()):
     server = Server(app, drain_s=5, on_ready=is_ready.set, tls=tls, patience=patience)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]), daemon=True)
     thread.start()
-    assert is_ready.wait(20)
+    assert is_ready.wait(120)
     try:
         yield address_of(bound, has_tls=tls is not None)
     finally:

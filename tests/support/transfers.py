@@ -72,6 +72,6 @@ def start_fetch(remote: RemoteFile, partial: Path, num_connections: int = 4, *,
 
 def reports(process: subprocess.Popen) -> list[list]:
     """Wait for a process of start_fetch and return what it printed."""
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert "Traceback" not in err, err
     return [json.loads(line) for line in out.splitlines() if line.startswith("[") and line.endswith("]")]

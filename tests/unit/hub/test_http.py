@@ -101,7 +101,7 @@ def test_a_source_that_is_down_costs_seconds(server, tmp_path):
         start = time.monotonic()
         with pytest.raises(NetworkError, match=r"could not be reached\n.*refused.*\(3 tries\)"):
             Client(config_for(server, tmp_path)).open(url)
-        assert time.monotonic() - start < 15
+        assert time.monotonic() - start < 60
 
 
 def test_a_name_that_does_not_resolve_is_a_plain_message(server, tmp_path):

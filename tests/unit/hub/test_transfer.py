@@ -121,7 +121,7 @@ def test_busy_answers_are_tried_again_after_the_time_they_ask_for(server, config
     server.faults.retry_after = "1"
     start = time.monotonic()
     fetch(offered(server, b"abc"), tmp_path / "x", config=config)
-    assert 2 <= time.monotonic() - start < 20
+    assert 2 <= time.monotonic() - start < 60
     assert len(server.headers_of("/model.gguf")) == 3
 
 
@@ -325,13 +325,15 @@ def test_another_address_with_the_same_hash_goes_on(server, config, tmp_path):
 def test_killed_processes_lose_at_most_one_chunk_per_connection(server, config, tmp_path, num_kills):
     body = random_bytes(40 * CHUNK)
     remote, partial = offered(server, body), tmp_path / "x"
-    server.faults.delay_s = 0.008
+    server.faults.delay_s = 0.02
     kept = 0
     for attempt in range(num_kills):
         process = start_fetch(remote, partial, num_connections=3)
         line = process.stdout.readline()
         assert f", {kept}]" in line, "the new process did not report what the old one had"
-        time.sleep(0.1 + 0.07 * (attempt % 4))
+        while num_bytes_present(partial)[0] == kept:
+            time.sleep(0.01)
+        time.sleep(0.05 * (attempt % 4))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kept, _ = num_bytes_present(partial)
@@ -341,7 +343,7 @@ def test_killed_processes_lose_at_most_one_chunk_per_connection(server, config, 
     assert partial.read_bytes() == body
     # What a kill costs: the piece each connection held, and what lay in the sockets' buffers.
     assert server.total_served() <= len(body) + num_kills * 3 * (CHUNK + CHUNK // 4)
-    assert kept > 3 * CHUNK
+    assert num_kills * CHUNK <= kept < len(body)
     assert left_beside(partial) == []
 
 
@@ -350,7 +352,7 @@ def test_recorded_bytes_are_never_asked_for_again_after_a_kill(server, config, t
     remote, partial = offered(server, body), tmp_path / "x"
     server.faults.delay_s = 0.01
     process = start_fetch(remote, partial, num_connections=2)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while num_bytes_present(partial)[0] < 5 * CHUNK and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
@@ -448,7 +450,7 @@ def test_discard_removes_everything_unless_it_is_in_use(server, config, tmp_path
         time.sleep(0.01)
     assert not discard(partial) and partial.exists()
     process.send_signal(signal.SIGINT)
-    assert process.wait(10) == 130
+    assert process.wait(120) == 130
     process.communicate()
     assert num_bytes_present(partial)[0] > 0
     assert discard(partial)

@@ -198,7 +198,7 @@ def test_adapters_that_change_while_a_model_is_read_are_there_when_it_was(folder
 
             def slow():
                 model = load()
-                assert may_go_on.wait(20)
+                assert may_go_on.wait(120)
                 return model
 
             models.first.load = slow

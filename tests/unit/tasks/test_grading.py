@@ -48,7 +48,7 @@ def test_a_failed_grader_is_its_own_verdict_and_the_next_response_is_graded(nast
             verdict = grading.grade(0, problem, response)
             assert (verdict.kind, verdict.reward) == ("grader_failed", None), response
             assert said in verdict.reason
-            assert time.monotonic() - started < 15
+            assert time.monotonic() - started < 50
             assert grading.grade(0, problem, "right") == correct()
             assert grading.grade(0, problem, "left").reason == "left is not right"
 
@@ -95,5 +95,5 @@ def test_formulas_that_would_take_for_ever_do_not(tmp_path):
         for answer in ("9^{9^{9^{9^{9}}}}", "\\sqrt[9]{" * 30 + "2" + "}" * 30):
             started = time.monotonic()
             verdict = grading.grade(0, problem, f"\\boxed{{{answer}}}")
-            assert not verdict.passed and time.monotonic() - started < 15, answer
+            assert not verdict.passed and time.monotonic() - started < 50, answer
         assert grading.grade(0, problem, "\\boxed{0.5}").passed
